@@ -1,0 +1,374 @@
+"""Hostfiles: what is read is what mlx.launch reads, what is written is whole, what is refused says where.
+
+Run: python -m pytest tests/cluster/test_hostfile.py
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlx._distributed_utils import common as mlx_common
+
+from jaccl_kernel.cluster.check import check
+from jaccl_kernel.cluster.hostfile import PLACEHOLDER, Host, Hostfile, template
+from jaccl_kernel.errors import HostfileError, InputError
+
+# mlx's own reader leaves the file to the garbage collector
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
+HOSTFILES = Path(__file__).parents[2] / "hostfiles"
+TEMPLATES = {
+    "two-macs-jaccl.template.json": 2,
+    "three-macs-jaccl.template.json": 3,
+    "m3-ultra-jaccl.template.json": 4,
+}
+
+THREE = """{
+  "backend": "jaccl",
+  "comment": ["shelf 2", {"since": 2026}],
+  "envs": ["HF_HUB_OFFLINE=1"],
+  "hosts": [
+    {"name": "left", "ssh": "m1.local", "ips": ["10.0.1.11", "10.0.0.1"], "rdma": [null, "rdma_en2", "en3"]},
+    {"ssh": "m2.local", "rdma": ["rdma_en4", null, ["rdma_en5", "rdma_en6"]], "asset": 7},
+    {"ssh": "m3.local", "ips": [], "rdma": ["rdma_en2", ["rdma_en3", "rdma_en4"], null]}
+  ],
+  "zone": null
+}
+"""
+
+
+def mlx_content(path: Path) -> dict[str, Any]:
+    """What mlx.launch itself reads from a file."""
+    content: dict[str, Any] = mlx_common.Hostfile.from_file(str(path)).to_json()
+    return content
+
+
+def content(hostfile: Hostfile) -> dict[str, Any]:
+    """The same of ours, in the shape that mlx's reader gives."""
+    hosts = [{"ssh": host.ssh, "ips": host.ips, "rdma": host.rdma} for host in hostfile.hosts]
+    plain: dict[str, Any] = json.loads(
+        json.dumps({"backend": hostfile.backend, "envs": hostfile.envs, "hosts": hosts})
+    )
+    return plain
+
+
+# Reading
+
+
+def test_everything_that_a_file_says_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "three.json"
+    path.write_text(THREE)
+    hostfile = Hostfile.read(path)
+    assert len(hostfile) == 3
+    assert (hostfile.backend, hostfile.envs, hostfile.path) == ("jaccl", ("HF_HUB_OFFLINE=1",), path)
+    assert hostfile.coordinator == "10.0.1.11"
+    assert hostfile.rdma[1] == ("rdma_en4", None, ("rdma_en5", "rdma_en6"))
+    assert [host.name for host in hostfile.hosts] == ["left", "m2.local", "m3.local"]
+    assert hostfile.hosts[1].extra == {"asset": 7}
+    assert hostfile.extra == {"comment": ["shelf 2", {"since": 2026}], "zone": None}
+    assert content(hostfile) == mlx_content(path)
+
+
+def test_a_bare_list_of_hosts_is_a_hostfile(tmp_path: Path) -> None:
+    path = tmp_path / "bare.json"
+    path.write_text('[{"ssh": "127.0.0.1"}, {"ssh": "127.0.0.1", "ips": ["127.0.0.1"]}]')
+    hostfile = Hostfile.read(path)
+    assert (hostfile.bare, hostfile.backend, hostfile.coordinator) == (True, "", None)
+    assert content(hostfile) == mlx_content(path)
+
+
+@pytest.mark.parametrize("name", [None, "", 7, ["a"]])
+def test_a_host_whose_name_is_no_text_goes_by_its_ssh_name(name: object) -> None:
+    assert Host("m1.local", extra={"name": name}).name == "m1.local"
+
+
+def test_cells_that_hold_no_names_are_read_as_they_are() -> None:
+    """Reading leaves it to check to say what is wrong with them."""
+    hostfile = Hostfile.loads('[{"ssh": "a", "rdma": [7, {"x": 1}, [["b"]], true]}]')
+    assert json.loads(hostfile.dumps())[0]["rdma"] == [7, {"x": 1}, [["b"]], True]
+
+
+# What cannot be read
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "column", "near"),
+    [
+        ('{"hosts": [\n  {"ssh": "a"},\n]}', 3, 1, "]}"),
+        ('{"hosts": [\n  {"ssh": "a" "ips": []}\n]}', 2, 15, '{"ssh": "a" "ips": []}'),
+        ('{"hosts": [\n  {"ssh": "a}\n]}', 2, 14, '{"ssh": "a}'),
+        ("// my Macs\n[]", 1, 1, "// my Macs"),
+        ("", 1, 1, ""),
+    ],
+)
+def test_a_json_error_names_line_and_column(text: str, line: int, column: int, near: str) -> None:
+    with pytest.raises(HostfileError) as caught:
+        Hostfile.loads(text, Path("macs.json"))
+    assert f"line {line}, column {column}" in caught.value.what
+    assert caught.value.what.endswith(near)
+    assert (caught.value.where, bool(caught.value.fix)) == ("macs.json", True)
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "where"),
+    [
+        ("7", "a number", "f"),
+        ('"a"', "text", "f"),
+        ("null", "null", "f"),
+        ("[]", "no hosts", "f"),
+        ('{"hosts": []}', "no hosts", "f"),
+        ("{}", 'no "hosts"', "f"),
+        ('{"hosts": {"ssh": "a"}}', "an object, not a list", "f"),
+        ('{"backend": null, "hosts": [{"ssh": "a"}]}', '"backend" is null', "f"),
+        ('{"envs": "A=1", "hosts": [{"ssh": "a"}]}', "envs is text", "f"),
+        ('{"envs": [1], "hosts": [{"ssh": "a"}]}', "envs[0] is a number", "f"),
+        ('["a"]', "is text", "f: hosts[0]"),
+        ('[{"ssh": "a"}, {"ips": []}]', 'no "ssh"', "f: hosts[1]"),
+        ('[{"ssh": true}]', '"ssh" is true', "f: hosts[0]"),
+        ('[{"ssh": "a", "ips": "10.0.0.1"}]', "ips is text", "f: hosts[0]"),
+        ('[{"ssh": "a", "ips": ["10.0.0.1", null]}]', "ips[1] is null", "f: hosts[0]"),
+        ('[{"ssh": "a", "rdma": "rdma_en2"}]', '"rdma" is text', "f: hosts[0]"),
+        ('[{"ssh": "a", "rdma": null}]', '"rdma" is null', "f: hosts[0]"),
+        ("[" * 100_000, "not JSON that can be read", "f"),
+        ("1" * 5000, "not JSON that can be read", "f"),
+    ],
+)
+def test_a_wrong_shape_is_named_with_its_place(text: str, what: str, where: str) -> None:
+    with pytest.raises(HostfileError) as caught:
+        Hostfile.loads(text, Path("f"))
+    assert what in caught.value.what
+    assert caught.value.where == where
+    assert caught.value.fix
+
+
+def test_a_byte_order_mark_is_refused_as_mlx_launch_does(tmp_path: Path) -> None:
+    path = tmp_path / "bom.json"
+    path.write_bytes(b'\xef\xbb\xbf[{"ssh": "a"}]')
+    with pytest.raises(ValueError, match="BOM"):
+        mlx_content(path)
+    with pytest.raises(HostfileError, match="byte order mark"):
+        Hostfile.read(path)
+
+
+def test_a_file_that_is_not_there_a_folder_and_other_text_each_say_so(tmp_path: Path) -> None:
+    latin = tmp_path / "latin.json"
+    latin.write_bytes('[\n{"ssh": "büro"}]'.encode("latin-1"))
+    for path, what in (
+        (tmp_path / "none.json", "No such file"),
+        (tmp_path, "directory"),
+        (latin, "not UTF-8 text (byte 12, line 2)"),
+    ):
+        with pytest.raises(HostfileError) as caught:
+            Hostfile.read(path)
+        assert what in caught.value.what
+        assert caught.value.where == str(path)
+        assert caught.value.fix
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(THREE)
+    path.chmod(0)
+    with pytest.raises(HostfileError, match="Permission denied"):
+        Hostfile.read(path)
+
+
+# Writing
+
+
+def test_what_was_read_is_written_again_key_by_key() -> None:
+    """Same keys, same order, nothing added but what was left out of a list."""
+    written = json.loads(Hostfile.loads(THREE).dumps())
+    original = json.loads(THREE)
+    original["hosts"][1]["ips"] = []
+    assert written == original
+    assert list(written) == list(original)
+    assert list(written["hosts"][0]) == ["name", "ssh", "ips", "rdma"]
+
+
+def test_one_host_stands_on_one_line_so_that_the_matrix_can_be_read() -> None:
+    lines = template(["a", "b", "c"]).dumps().splitlines()
+    assert [line.split('"rdma": ')[1].rstrip(",") for line in lines if '"ssh"' in line] == [
+        '[null, "rdma_en2", "rdma_en3"]}',
+        '["rdma_en2", null, "rdma_en3"]}',
+        '["rdma_en2", "rdma_en3", null]}',
+    ]
+
+
+def test_a_bare_list_stays_one_until_it_has_more_to_say() -> None:
+    bare = Hostfile.loads('[{"ssh": "a"}, {"ssh": "b"}]')
+    assert json.loads(bare.dumps()) == [{"ssh": "a", "ips": []}, {"ssh": "b", "ips": []}]
+    named = json.loads(dataclasses.replace(bare, backend="ring").dumps())
+    assert (named["backend"], len(named["hosts"])) == ("ring", 2)
+
+
+def test_a_written_file_can_be_read_by_mlx_launch_in_any_locale(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    hostfile = Hostfile((Host("büro-mac", ("10.0.0.1",), (None,), {"name": "Büro 😀 \ud800"}),), "jaccl")
+    hostfile.write(path)
+    assert path.read_bytes().isascii()
+    assert Hostfile.read(path) == hostfile
+    assert mlx_content(path) == content(hostfile)
+
+
+def test_writing_replaces_the_file_whole_and_keeps_its_mode_and_link(tmp_path: Path) -> None:
+    real, link = tmp_path / "real.json", tmp_path / "link.json"
+    real.write_text("old")
+    real.chmod(0o600)
+    link.symlink_to(real)
+    template(["a", "b"]).write(link)
+    assert link.is_symlink()
+    assert Hostfile.read(real) == template(["a", "b"])
+    assert real.stat().st_mode & 0o777 == 0o600
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["link.json", "real.json"]
+
+
+@pytest.mark.parametrize("target", ["no-folder/f.json", "."])
+def test_a_file_that_cannot_be_written_says_so_and_leaves_nothing(tmp_path: Path, target: str) -> None:
+    with pytest.raises(HostfileError, match="cannot be written"):
+        template(["a", "b"]).write(tmp_path / target)
+    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.parent.glob(".*.tmp")) == []
+
+
+def test_the_digest_follows_the_content_and_not_the_layout() -> None:
+    hostfile = Hostfile.loads(THREE)
+    relaid = Hostfile.loads(json.dumps(json.loads(THREE), sort_keys=True, indent=7))
+    assert hostfile.digest() == relaid.digest() == Hostfile.loads(hostfile.dumps()).digest()
+    assert len(hostfile.digest()) == 64
+    assert hostfile.digest() != Hostfile.loads(THREE.replace("rdma_en2", "rdma_en9")).digest()
+    assert hostfile.digest() != Hostfile.loads(THREE.replace("shelf 2", "shelf 3")).digest()
+    assert Hostfile.loads('[{"ssh": "a"}]').digest() == Hostfile.loads('{"hosts": [{"ssh": "a"}]}').digest()
+
+
+# Subsets
+
+
+def test_a_subset_takes_the_matching_rows_and_columns() -> None:
+    part = Hostfile.loads(THREE).subset([2, 0])
+    assert [host.ssh for host in part.hosts] == ["m3.local", "m1.local"]
+    assert part.rdma == ((None, "rdma_en2"), ("en3", None))
+    assert (part.backend, part.envs, part.path) == ("jaccl", ("HF_HUB_OFFLINE=1",), None)
+    assert part.hosts[1].extra == {"name": "left"}
+
+
+def test_a_subset_of_hosts_without_a_matrix_has_none() -> None:
+    assert Hostfile.loads('[{"ssh": "a"}, {"ssh": "b"}]').subset([1]).rdma == ((),)
+
+
+@pytest.mark.parametrize("ranks", [[], [0, 0], [3], [-1], [0, 7]])
+def test_ranks_that_make_no_subset_are_refused(ranks: list[int]) -> None:
+    with pytest.raises(InputError, match="no choice"):
+        Hostfile.loads(THREE).subset(ranks)
+
+
+def test_a_short_row_has_no_columns_to_choose_from() -> None:
+    with pytest.raises(HostfileError, match="1 cells for 2 hosts"):
+        Hostfile.loads('[{"ssh": "a", "rdma": [null]}, {"ssh": "b"}]').subset([0])
+
+
+# Templates
+
+
+@pytest.mark.parametrize(("name", "size"), TEMPLATES.items())
+def test_the_templates_that_we_ship_are_current(name: str, size: int) -> None:
+    names = [f"macstudio{number}.local" for number in range(1, size + 1)]
+    assert (HOSTFILES / name).read_text() == template(names).dumps()
+
+
+@pytest.mark.parametrize("size", range(2, 9))
+def test_a_template_wants_nothing_but_an_address(size: int) -> None:
+    hostfile = template([f"mac{number}" for number in range(size)])
+    assert hostfile.coordinator == PLACEHOLDER
+    (problem,) = check(hostfile, environ={})
+    assert (problem.code, problem.severity) == ("coordinator-address", "error")
+    first = dataclasses.replace(hostfile.hosts[0], ips=("192.168.1.10",))
+    assert check(dataclasses.replace(hostfile, hosts=(first, *hostfile.hosts[1:])), environ={}) == []
+
+
+def test_a_template_for_one_mac_has_no_group() -> None:
+    assert template(["mac"]) == Hostfile((Host("mac"),))
+
+
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        ([], "0 hosts"),
+        ([f"mac{number}" for number in range(9)], "9 hosts"),
+        (["a", ""], "host 1 has no usable name"),
+        (["a", " b"], "host 1 has no usable name"),
+        (["-oProxyCommand=x", "b"], "host 0 has no usable name"),
+        (["a", "b", "a"], "a is named twice"),
+        (["mac.local", "me@Mac.local."], "named twice"),
+    ],
+)
+def test_names_that_make_no_template_are_refused(names: list[str], what: str) -> None:
+    with pytest.raises(InputError) as caught:
+        template(names)
+    assert what in caught.value.what
+    assert caught.value.fix
+
+
+def test_this_machine_may_stand_in_a_template_more_than_once() -> None:
+    assert len(template(["127.0.0.1"] * 4)) == 4
+
+
+# Agreement with mlx.launch's own reader
+
+NAMES = st.text(max_size=6)
+CELLS = st.none() | NAMES | st.lists(NAMES, max_size=3) | st.integers()
+HOSTS = st.fixed_dictionaries(
+    {"ssh": NAMES},
+    optional={"ips": st.lists(NAMES, max_size=2), "rdma": st.lists(CELLS, max_size=3), "note": CELLS},
+)
+HOST_LISTS = st.lists(HOSTS, min_size=1, max_size=3)
+FILES = HOST_LISTS | st.fixed_dictionaries(
+    {"hosts": HOST_LISTS},
+    optional={"backend": NAMES, "envs": st.lists(NAMES, max_size=2), "note": CELLS},
+)
+ANY_FILE = FILES | st.recursive(
+    st.none() | st.booleans() | st.integers() | NAMES,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["hosts", "ssh", "ips", "rdma", "envs", "backend"]), inner, max_size=4
+        )
+    ),
+    max_leaves=10,
+)
+
+
+@settings(deadline=None)
+@given(FILES)
+def test_mlx_launch_reads_the_same_as_we_do_before_and_after_writing(
+    tmp_path_factory: pytest.TempPathFactory, data: object
+) -> None:
+    path = tmp_path_factory.mktemp("agree", numbered=True) / "f.json"
+    path.write_text(json.dumps(data))
+    hostfile = Hostfile.read(path)
+    assert content(hostfile) == mlx_content(path)
+    hostfile.write(path)
+    assert content(hostfile) == mlx_content(path)
+    assert Hostfile.read(path) == hostfile
+
+
+@settings(deadline=None)
+@given(ANY_FILE)
+def test_we_accept_no_file_that_mlx_launch_refuses(
+    tmp_path_factory: pytest.TempPathFactory, data: object
+) -> None:
+    path = tmp_path_factory.mktemp("any", numbered=True) / "f.json"
+    path.write_text(json.dumps(data))
+    ours = theirs = False
+    with contextlib.suppress(HostfileError):
+        ours = bool(Hostfile.read(path))
+    with contextlib.suppress(ValueError):
+        theirs = bool(mlx_content(path))
+    assert theirs or not ours
