@@ -1,0 +1,47 @@
+"""Ports for jobs whose ranks all run on this machine, found by binding them, never by connecting.
+
+A stray connection to a coordinator's port ends rank 0 (JACCL takes any peer for a rank), so a port on
+another machine is never probed.
+"""
+
+import socket
+from contextlib import ExitStack
+
+from jaccl_kernel.errors import Busy
+
+FIRST, LAST = 32323, 48000  # from mlx.launch's default up, below the usual ephemeral range of macOS
+ADDRESS = "127.0.0.1"
+
+
+def are_free(first: int, count: int) -> bool:
+    """Whether `count` consecutive TCP ports from `first` can be bound on loopback now."""
+    with ExitStack() as stack:
+        for port in range(first, first + count):
+            probe = stack.enter_context(socket.socket())
+            # as MLX's own sockets do; a port in TIME_WAIT is free, one that someone listens on is not
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((ADDRESS, port))
+            except OSError:
+                return False
+    return True
+
+
+def choose(count: int, wanted: int | None = None) -> int:
+    """The first of `count` free consecutive ports: `wanted`, or the lowest that serves.
+
+    Raises:
+        Busy: `wanted` is taken, or none is free.
+    """
+    if wanted is not None:
+        if not 0 < wanted <= 65535 - count + 1 or not are_free(wanted, count):
+            raise Busy(
+                f"port {wanted} (or one of the {count - 1} after it) is in use or not allowed",
+                where=ADDRESS,
+                fix="Choose another with --port, or leave it out to have one chosen.",
+            )
+        return wanted
+    for first in range(FIRST, LAST, count):
+        if are_free(first, count):
+            return first
+    raise Busy(f"no {count} free ports in a row between {FIRST} and {LAST}", where=ADDRESS)
