@@ -1,0 +1,336 @@
+"""What the commands of a simulated Mac print, in macOS's own formats, from the cluster's description; pure.
+
+`outputs` holds the commands that a rehearsal must fake, each by its whole command line. Those that it leaves
+to the machine that it runs on (df, date, rsync, ssh, python) are only in `results`.
+"""
+
+import json
+import shlex
+from collections.abc import Iterator
+from ipaddress import IPv4Network
+from typing import Any
+
+from jaccl_kernel.cluster.assemble import assemble
+from jaccl_kernel.cluster.commands import CommandResult, commands
+from jaccl_kernel.cluster.facts import NodeFacts
+from jaccl_kernel.rehearsal.macs import CableSpec, ClusterSpec, MacSpec
+
+_HUNG = CommandResult(returncode=None, timed_out=True)
+_ACTIVE, _DOWN = "PORT_ACTIVE (4)", "PORT_DOWN (1)"
+_UP = "flags=8863<UP,BROADCAST,SMART,RUNNING,SIMPLEX,MULTICAST> mtu 1500"
+_VENDOR = "Apple Inc."
+
+
+def outputs(spec: ClusterSpec, node: int) -> dict[str, CommandResult]:
+    """What each command line of one Mac answers.
+
+    Args:
+        spec: the cluster.
+        node: which Mac, from 0. One that is asleep or refuses ssh still has its answers: it is the way to it
+            that fails.
+    """
+    mac = spec.macs[node]
+    answers = {line: CommandResult(text, returncode=code) for line, text, code in _answers(spec, node)}
+    return answers | {line: _HUNG for line in answers if line.partition(" ")[0] in mac.hangs}
+
+
+def results(
+    spec: ClusterSpec, node: int, *, python: str = "python3", now: float = 1_800_000_000.0
+) -> dict[str, CommandResult]:
+    """What a scan of one Mac brings home, by the ids of `commands.COMMANDS`: empty if it is out of reach."""
+    mac = spec.macs[node]
+    if mac.reachable != "yes":
+        return {}
+    packages = {
+        "mlx": mac.mlx,
+        "mlx-lm": mac.mlx_lm,
+        "transformers": mac.transformers,
+        "jaccl-kernel": "0.1.0",
+    }
+    told = {"executable": python, "version": "3.12.11", "packages": packages}
+    real = {
+        "df": CommandResult(_DF),
+        "date": CommandResult(f"{now:.0f}\n", at=now + 0.5),
+        "rsync": CommandResult("openrsync: protocol version 29\nrsync version 2.6.9 compatible\n"),
+        "ssh": CommandResult(stderr="OpenSSH_10.0p2, LibreSSL 3.3.6\n"),
+        "python": CommandResult(json.dumps(told) + "\n"),
+    }
+    faked = outputs(spec, node)
+    found = {}
+    for command in commands(python):
+        answer = faked.get(shlex.join(command.argv)) or real[command.id]
+        found[command.id] = _HUNG if command.argv[0] in mac.hangs else answer
+    return found
+
+
+def facts(spec: ClusterSpec) -> list[NodeFacts]:
+    """What a scan of the whole cluster finds out."""
+    return [
+        assemble(mac.name, mac.name, results(spec, node), error=ssh_error(mac))
+        for node, mac in enumerate(spec.macs)
+    ]
+
+
+def ssh_error(mac: MacSpec) -> str | None:
+    """How ssh fails to reach a Mac, in its own words; None for one that answers."""
+    return {
+        "yes": None,
+        "ssh-fails": f"{mac.name}: Permission denied (publickey,password,keyboard-interactive).",
+        "asleep": f"ssh: connect to host {mac.name} port 22: Operation timed out",
+    }[mac.reachable]
+
+
+def _answers(spec: ClusterSpec, node: int) -> Iterator[tuple[str, str, int]]:
+    """All command lines, what they print, and their exit status."""
+    mac = spec.macs[node]
+    yield "hostname", f"{mac.name}.local\n", 0
+    yield "uname -m", "arm64\n", 0
+    yield (
+        "sw_vers",
+        f"ProductName:\t\tmacOS\nProductVersion:\t\t{mac.macos}\nBuildVersion:\t\t{mac.build}\n",
+        0,
+    )
+    yield "sw_vers -productVersion", f"{mac.macos}\n", 0
+    yield "sw_vers -buildVersion", f"{mac.build}\n", 0
+    yield from _sysctl(mac)
+    yield "rdma_ctl status", "enabled\n" if mac.rdma else "disabled\n", 0
+    yield "ibv_devices", _ibv_devices(mac, node), 0
+    none = "No IB devices found\n"
+    yield "ibv_devinfo", _ibv_devinfo(spec, node, verbose=False) or none, 0 if mac.has_rdma else 255
+    yield "ibv_devinfo -v", _ibv_devinfo(spec, node, verbose=True) or none, 0 if mac.has_rdma else 255
+    yield "system_profiler SPThunderboltDataType -json", _system_profiler(spec, node), 0
+    yield "networksetup -listallhardwareports", _networksetup(mac, node), 0
+    yield from _network(spec, node)
+    yield "pmset -g", _PMSET, 0
+    yield "pmset -g batt", "Now drawing from 'AC Power'\n", 0
+    yield "pmset -g ac", "No adapter attached.\n", 0
+    yield "pmset -g assertions", _ASSERTIONS, 0
+
+
+def _sysctl(mac: MacSpec) -> Iterator[tuple[str, str, int]]:
+    values = {
+        "hw.memsize": str(mac.memory_gb * 2**30),
+        "hw.model": mac.model,
+        "machdep.cpu.brand_string": mac.chip,
+        "iogpu.wired_limit_mb": "0",
+    }
+    yield f"sysctl {' '.join(values)}", "".join(f"{key}: {value}\n" for key, value in values.items()), 0
+    for key, value in values.items():
+        yield f"sysctl {key}", f"{key}: {value}\n", 0
+        yield f"sysctl -n {key}", f"{value}\n", 0
+
+
+def _is_active(spec: ClusterSpec, cable: CableSpec | None) -> bool:
+    """Whether RDMA runs over a cable: only while both its Macs are awake and have it on."""
+    return (
+        cable is not None
+        and cable.unseen_by is None
+        and all(spec.macs[node].has_rdma and spec.macs[node].reachable != "asleep" for node in cable.nodes)
+    )
+
+
+def _guid(node: int, number: int) -> str:
+    return f"{0x80 + number:02x}96a9d9ed{node + 1:02x}ac05"
+
+
+def _ibv_devices(mac: MacSpec, node: int) -> str:
+    rows = [(f"rdma_{interface}", _guid(node, number)) for number, interface in _unsorted(mac)]
+    lines = [("device", "   node GUID"), ("------", "----------------"), *(rows if mac.has_rdma else [])]
+    return "".join(f"    {name:<16}\t{guid}\n" for name, guid in lines)
+
+
+def _unsorted(mac: MacSpec) -> list[tuple[int, str]]:
+    """The ports as the tools list them: in no order that anyone may rely on."""
+    ports = sorted(mac.interfaces.items())
+    return [*ports[1:], *ports[:1]]
+
+
+def _ibv_devinfo(spec: ClusterSpec, node: int, *, verbose: bool) -> str:
+    mac = spec.macs[node]
+    if not mac.has_rdma:
+        return ""
+    blocks = []
+    for number, interface in _unsorted(mac):
+        guid = _guid(node, number)
+        lines = [
+            f"hca_id:\trdma_{interface}",
+            "\ttransport:\t\t\tThunderbolt (100)",
+            f"\tnode_guid:\t\t\t{':'.join(guid[i : i + 4] for i in range(0, 16, 4))}",
+            "\tphys_port_cnt:\t\t\t1",
+            "\t\tport:\t1",
+            f"\t\t\tstate:\t\t\t{_ACTIVE if _is_active(spec, spec.cables_of(node).get(number)) else _DOWN}",
+            "\t\t\tmax_mtu:\t\t4096 (5)",
+            "\t\t\tactive_mtu:\t\t4096 (5)",
+            "\t\t\tlink_layer:\t\tThunderbolt",
+        ]
+        gids = _gids(mac, node, number) if number in spec.cables_of(node) else []
+        blocks.append(lines + [f"\t\t\tGID[{i}]:\t\t{gid}" for i, gid in enumerate(gids) if verbose])
+    return "\n".join("\n".join(block) + "\n" for block in blocks)
+
+
+def _gids(mac: MacSpec, node: int, number: int) -> list[str]:
+    if number in mac.bridged:  # a member of the bridge usually has none of its own
+        return []
+    own = [_link_local(node, number)]
+    if number in mac.late_gid:
+        own.append(f"fd00::{node + 1:x}:{number:x}")
+    return own if number in mac.no_ipv4 else [*own, f"::ffff:{_tb_ip(node, number)}"]
+
+
+def _link_local(node: int, number: int) -> str:
+    return f"fe80::3474:d9ff:fe{node + 1:02x}:{number:x}"
+
+
+def _tb_ip(node: int, number: int) -> str:
+    return f"169.254.{node + 1}.{number}"
+
+
+def _uuid(node: int, number: int) -> str:
+    return f"{node + 1:08X}-0000-4000-8000-{number:012X}"
+
+
+def _system_profiler(spec: ClusterSpec, node: int) -> str:
+    mac = spec.macs[node]
+    buses = [_bus(spec, node, number) for number in sorted(mac.interfaces)]
+    return json.dumps({"SPThunderboltDataType": buses}, indent=2) + "\n"
+
+
+def _bus(spec: ClusterSpec, node: int, number: int) -> dict[str, Any]:
+    mac, cable = spec.macs[node], spec.cables_of(node).get(number)
+    items: list[dict[str, Any]] = []
+    speed = "Up to 120 Gb/s" if mac.thunderbolt == 5 else "Up to 40 Gb/s"
+    if cable is not None and cable.unseen_by != node:
+        items, speed = [_peer(spec, cable.far_end((node, number)))], f"{cable.gbps} Gb/s"
+    elif number in mac.devices:
+        items, speed = [{"_name": mac.devices[number], "vendor_name_key": "CalDigit, Inc."}], "40 Gb/s"
+    status = "receptacle_connected" if items else "receptacle_no_devices_connected"
+    return {
+        **({"_items": items} if items else {}),
+        "_name": f"thunderboltusb4_bus_{number - 1}",
+        "device_name_key": mac.product,
+        "domain_uuid_key": _uuid(node, number),
+        "receptacle_1_tag": {
+            "current_speed_key": speed,
+            "link_status_key": "0x2" if items else "0x100",
+            "receptacle_id_key": str(number),
+            "receptacle_status_key": status,
+        },
+        "route_string_key": "0",
+        "switch_uid_key": f"0x{_guid(node, number).upper()}",
+        "vendor_name_key": _VENDOR,
+    }
+
+
+def _peer(spec: ClusterSpec, end: tuple[int, int]) -> dict[str, Any]:
+    mac = spec.macs[end[0]]
+    services = [{"_name": "service_ip", "protocol_id_key": 1}]
+    if mac.has_rdma:
+        services.append({"_name": "unknown_xd_service", "protocol_id_key": 64087})
+    return {
+        "_name": mac.product,
+        "device_name_key": mac.model,
+        "domain_uuid_key": _uuid(*end),
+        "services_title": services,
+        "vendor_name_key": _VENDOR,
+    }
+
+
+def _mac_address(node: int, last: int) -> str:
+    return f"02:00:00:00:{node + 1:02x}:{last:02x}"
+
+
+def _networksetup(mac: MacSpec, node: int) -> str:
+    ports = [("Ethernet", "en0"), ("Thunderbolt Bridge", "bridge0"), ("Wi-Fi", "en1")]
+    ports += [(f"Thunderbolt {number}", interface) for number, interface in sorted(mac.interfaces.items())]
+    blocks = [
+        f"\nHardware Port: {name}\nDevice: {interface}\nEthernet Address: {_mac_address(node, i)}\n"
+        for i, (name, interface) in enumerate(ports)
+    ]
+    return "".join(blocks) + "\nVLAN Configurations\n===================\n"
+
+
+def _network(spec: ClusterSpec, node: int) -> Iterator[tuple[str, str, int]]:
+    """ifconfig of all and of each interface, and ipconfig getifaddr of each."""
+    mac = spec.macs[node]
+    texts = {"lo0": _LOOPBACK}
+    ips: dict[str, str | None] = {"en0": mac.lan_ip, "en1": mac.wifi_ip}
+    for i, (name, ip) in enumerate(list(ips.items())):
+        texts[name] = _interface(name, _mac_address(node, i), ip, "10.0.0.0/24", None, ip is not None)
+    for number, name in sorted(mac.interfaces.items()):
+        cabled = number in spec.cables_of(node)
+        silent = not cabled or number in mac.no_ipv4 | mac.bridged
+        ips[name] = None if silent else _tb_ip(node, number)
+        local = _link_local(node, number) if cabled and number not in mac.bridged else None
+        texts[name] = _interface(
+            name, _mac_address(node, 16 + number), ips[name], "169.254.0.0/16", local, cabled
+        )
+    if mac.bridged:
+        members = [mac.interfaces[number] for number in sorted(mac.bridged)]
+        texts["bridge0"] = _interface("bridge0", _mac_address(node, 1), None, "", None, True, members)
+    yield "ifconfig -a", "".join(texts.values()), 0
+    yield "ifconfig", "".join(texts.values()), 0
+    for name in ("bridge0", *texts):
+        text = texts.get(name)
+        yield f"ifconfig {name}", text or f"ifconfig: interface {name} does not exist\n", 0 if text else 1
+    for name, address in ips.items():
+        yield f"ipconfig getifaddr {name}", f"{address}\n" if address else "", 0 if address else 1
+
+
+def _interface(
+    name: str,
+    mac: str,
+    ip: str | None,
+    network: str,
+    link_local: str | None,
+    active: bool,
+    members: list[str] | None = None,
+) -> str:
+    lines = [f"{name}: {_UP}", f"\tether {mac}"]
+    if members is not None:
+        lines += ["\tConfiguration:", "\t\tid 0:0:0:0:0:0 priority 0 hellotime 0 fwddelay 0"]
+        for port, member in enumerate(members):
+            lines += [
+                f"\tmember: {member} flags=3<LEARNING,DISCOVER>",
+                f"\t        ifmaxaddr 0 port {port + 8}",
+            ]
+    if link_local:
+        lines.append(f"\tinet6 {link_local}%{name} prefixlen 64 secured scopeid 0x9")
+    if ip:
+        mask = int(IPv4Network(network).netmask)
+        lines.append(f"\tinet {ip} netmask {mask:#010x} broadcast {IPv4Network(network).broadcast_address}")
+    lines += ["\tmedia: autoselect", f"\tstatus: {'active' if active else 'inactive'}"]
+    return "\n".join(lines) + "\n"
+
+
+_LOOPBACK = """\
+lo0: flags=8049<UP,LOOPBACK,RUNNING,MULTICAST> mtu 16384
+\tinet 127.0.0.1 netmask 0xff000000
+"""
+
+_DF = """\
+Filesystem     1024-blocks       Used  Available Capacity  Mounted on
+/dev/disk3s5    3864788992 1200000000 2600000000    32%    /System/Volumes/Data
+"""
+
+_PMSET = """\
+System-wide power settings:
+Currently in use:
+ standby              0
+ Sleep On Power Button 1
+ womp                 1
+ disksleep            10
+ sleep                0 (sleep prevented by caffeinate)
+ displaysleep         10
+ lowpowermode         0
+"""
+
+_ASSERTIONS = """\
+2026-11-20 10:00:00 +0100
+Assertion status system-wide:
+   BackgroundTask                 0
+   PreventUserIdleDisplaySleep    0
+   PreventSystemSleep             1
+   PreventUserIdleSystemSleep     1
+Listed by owning process:
+   pid 417(caffeinate): [0x000238a4000183f5] 00:10:02 PreventSystemSleep named: "caffeinate command-line tool"
+"""

@@ -1,0 +1,281 @@
+"""The fewest moves to a mesh or ring, on simulated Macs. Run: pytest tests/cluster/test_moves.py"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from itertools import combinations, combinations_with_replacement
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaccl_kernel.cluster.moves import Move, Plan, plan
+from jaccl_kernel.cluster.wiring import End, Wiring, wire
+from jaccl_kernel.rehearsal.faults import with_faults
+from jaccl_kernel.rehearsal.macs import CableSpec, ClusterSpec
+from jaccl_kernel.rehearsal.tools import facts
+
+Edges = tuple[tuple[int, int], ...]
+
+
+def broken(n: int, *faults: str) -> ClusterSpec:
+    return with_faults(ClusterSpec.healthy(n), faults)
+
+
+def with_ports(n: int, ports: int) -> ClusterSpec:
+    """n Macs with so many ports each, and no cables."""
+    spec = replace(ClusterSpec.healthy(min(n, 8)), cables=())
+    for node in range(n):
+        spec = spec.with_mac(node, interfaces={number: f"en{number + 1}" for number in range(1, ports + 1)})
+    return spec
+
+
+def of(spec: ClusterSpec) -> Wiring:
+    return wire(facts(spec))
+
+
+def texts(found: Plan) -> list[str]:
+    return [move.text for move in found.moves]
+
+
+def carried_out(spec: ClusterSpec, moves: Sequence[Move]) -> ClusterSpec:
+    """The cluster after these moves, one by one; a plug into a port that is taken fails."""
+    for move in moves:
+        spec = _after(spec, move)
+    return spec
+
+
+def _after(spec: ClusterSpec, move: Move) -> ClusterSpec:
+    def place(end: End) -> tuple[int, int]:
+        return end.node, end.port + 1
+
+    ways = {place(s): place(t) for s, t in move.plugs if s is not None and t is not None}
+    gone = {place(s) for s, t in move.plugs if s is not None and t is None}
+    new = [place(t) for s, t in move.plugs if s is None and t is not None]
+    cables = [
+        replace(cable, a=ways.get(cable.a, cable.a), b=ways.get(cable.b, cable.b),
+                unseen_by=None if move.kind == "reseat" and cable.a in ways else cable.unseen_by,
+                gbps=80 if move.kind == "replace" and cable.a in ways else cable.gbps)
+        for cable in spec.cables
+        if cable.a not in gone and cable.b not in gone
+    ]  # fmt: skip
+    for node, port in gone:
+        devices = {number: name for number, name in spec.macs[node].devices.items() if number != port}
+        spec = spec.with_mac(node, devices=devices)
+    if new:
+        cables.append(CableSpec(new[0], new[1]))
+    held = [end for cable in cables for end in (cable.a, cable.b)]
+    held += [(node, port) for node, mac in enumerate(spec.macs) for port in mac.devices]
+    assert len(held) == len(set(held)), f"a port would hold two plugs after: {move.text}"
+    return replace(spec, cables=tuple(cables))
+
+
+@pytest.mark.parametrize("n", range(1, 8))
+def test_a_healthy_cluster_needs_no_move(n: int) -> None:
+    found = plan(of(ClusterSpec.healthy(n)))
+    assert found == Plan("mesh" if n > 1 else None)
+
+
+def test_a_missing_cable_is_plugged_into_free_ports() -> None:
+    found = plan(of(broken(4, "missing-cable:1-3")))
+    assert texts(found) == ["Plug a Thunderbolt 5 cable from port 2 of macstudio1 to port 1 of macstudio3."]
+
+
+def test_a_doubled_cable_moves_one_end_instead_of_asking_for_a_new_cable() -> None:
+    found = plan(of(broken(4, "doubled-cable:1-2")))
+    assert texts(found) == [
+        "Move the cable from port 4 of macstudio2 to port 1 of macstudio3, to join macstudio1 and macstudio3."
+    ]
+
+
+def test_swapped_cables_are_swapped_back() -> None:
+    found = plan(of(broken(4, "swapped-cable:1-3,2-4")))
+    assert [move.kind for move in found.moves] == ["swap"]
+    assert texts(found) == ["Swap the cables in port 2 of macstudio2 and port 3 of macstudio1."]
+
+
+def test_a_cable_to_itself_is_used() -> None:
+    spec = replace(ClusterSpec.healthy(2), cables=(CableSpec((0, 1), (0, 2)),))
+    assert texts(plan(of(spec))) == [
+        "Move the cable from port 2 of macstudio1 to port 1 of macstudio2, to join macstudio1 and macstudio2."
+    ]
+
+
+def test_a_spare_cable_elsewhere_moves_both_ends() -> None:
+    spec = broken(4, "missing-cable:3-4").with_cable(0, 1)
+    (move,) = plan(of(spec)).moves
+    assert move.text.startswith("Move both ends of a cable, from port 4 of macstudio1 to ")
+    assert of(carried_out(spec, [move])).topology == "mesh"
+
+
+def test_a_half_seen_cable_is_pushed_in_before_anything_is_bought() -> None:
+    found = plan(of(broken(3, "half-seen:1-2")))
+    assert [move.kind for move in found.moves] == ["reseat"]
+    assert "wake macstudio2" in found.moves[0].text
+
+
+def test_a_slow_cable_between_fast_macs_is_replaced() -> None:
+    spec = ClusterSpec.healthy(3)
+    slow = replace(spec, cables=(replace(spec.cables[0], gbps=40), *spec.cables[1:]))
+    found = plan(of(slow))
+    assert [move.kind for move in found.moves] == ["replace"]
+    assert "runs at 40 Gb/s" in found.moves[0].text
+
+
+def test_no_cable_helps_a_thunderbolt_4_mac() -> None:
+    assert plan(of(broken(3, "thunderbolt4:3"))) == Plan(None)
+
+
+def test_a_dock_stays_while_there_are_ports() -> None:
+    found = plan(of(broken(4, "missing-cable:1-3", "dock:1")))
+    assert [move.kind for move in found.moves] == ["add"]
+
+
+def test_a_dock_goes_when_its_port_is_needed() -> None:
+    spec = with_ports(4, 3).with_mac(0, devices={1: "TS5 Plus"})
+    found = plan(of(spec))
+    assert found.moves[0].kind == "unplug"
+    assert found.moves[0].text.startswith("Unplug TS5 Plus from port 1 of macstudio1")
+    assert of(carried_out(spec, found.moves)).topology == "mesh"
+
+
+def test_a_third_cable_that_blocks_the_ports_is_unplugged() -> None:
+    spec = with_ports(3, 2)
+    spec = replace(spec, cables=(CableSpec((0, 1), (1, 1)), CableSpec((0, 2), (1, 2), gbps=40)))
+    found = plan(of(spec))
+    assert [move.kind for move in found.moves] == ["unplug", "add", "add"]
+    assert of(carried_out(spec, found.moves)).topology == "mesh"
+
+
+def test_five_macbooks_are_led_to_a_ring() -> None:
+    spec = with_ports(5, 3)
+    found = plan(of(spec))
+    assert found.target == "ring"
+    assert len(found.moves) == 5
+    after = of(carried_out(spec, found.moves))
+    assert (after.topology, len(after.cables)) == ("ring", 5)
+
+
+def test_a_ring_that_stands_needs_no_move() -> None:
+    assert plan(of(ClusterSpec.healthy(8))) == Plan("ring")
+
+
+def test_a_ring_can_be_asked_for() -> None:
+    spec = broken(4, "missing-cable:1-2", "missing-cable:3-4", "missing-cable:1-3")
+    found = plan(of(spec), "ring")
+    assert found.target == "ring"
+    assert [move.kind for move in found.moves] == ["add"]
+    assert of(carried_out(spec, found.moves)).ring is not None
+
+
+def test_macs_that_did_not_tell_get_no_moves_and_lose_no_cable() -> None:
+    assert plan(of(broken(4, "asleep:4"))) == Plan("mesh")
+    assert plan(of(broken(4, "asleep:4", "missing-cable:1-2"))).moves[0].kind == "add"
+
+
+def test_one_mac_listed_twice_gets_no_moves() -> None:
+    first, second = facts(ClusterSpec.healthy(2))
+    assert plan(wire([first, second, replace(first, name="again")])) == Plan(None)
+
+
+@st.composite
+def any_cabling(draw: st.DrawFn, n: int, ports: int) -> ClusterSpec:
+    ends = [(node, port) for node in range(n) for port in range(1, ports + 1)]
+    order = draw(st.permutations(ends))
+    count = draw(st.integers(0, len(ends) // 2))
+    cables = tuple(CableSpec(order[2 * i], order[2 * i + 1]) for i in range(count))
+    return replace(with_ports(n, ports), cables=cables)
+
+
+@settings(max_examples=50)
+@given(st.data(), st.integers(2, 5), st.integers(0, 2))
+def test_the_moves_always_make_a_mesh(data: st.DataObject, n: int, over: int) -> None:
+    spec = data.draw(any_cabling(n, n - 1 + over))
+    found = plan(of(spec))
+    assert found.target == "mesh"
+    assert of(carried_out(spec, found.moves)).topology == "mesh"
+
+
+@st.composite
+def any_trouble(draw: st.DrawFn, n: int, ports: int) -> ClusterSpec:
+    """Cables that are slow or seen from one end, docks, and Macs that sleep."""
+    spec = draw(any_cabling(n, ports))
+    sleepers = draw(st.sets(st.integers(0, n - 1), max_size=1))
+    cables = []
+    for cable in spec.cables:
+        # a cable that neither end sees is none that anyone could know of
+        visible = cable.a[0] != cable.b[0] and not sleepers & set(cable.nodes)
+        unseen_by = draw(st.sampled_from([None, None, cable.a[0]])) if visible else None
+        cables.append(replace(cable, gbps=draw(st.sampled_from([40, 80])), unseen_by=unseen_by))
+    spec = replace(spec, cables=tuple(cables))
+    for node in range(n):
+        free = set(range(1, ports + 1)) - set(spec.cables_of(node))
+        docks = draw(st.sets(st.sampled_from(sorted(free)))) if free else set()
+        asleep = "asleep" if node in sleepers else "yes"
+        spec = spec.with_mac(node, devices=dict.fromkeys(docks, "TS5 Plus"), reachable=asleep)
+    return spec
+
+
+@settings(max_examples=100)
+@given(st.data(), st.integers(2, 5), st.integers(0, 2))
+def test_the_moves_mend_what_can_be_seen_of_any_trouble(data: st.DataObject, n: int, over: int) -> None:
+    spec = data.draw(any_trouble(n, n - 1 + over))
+    before = of(spec)
+    after = of(carried_out(spec, plan(before).moves))
+    told = {pair for pair in after.pairs if not set(pair) & set(after.untested)}
+    if plan(before).target == "mesh":
+        assert {pair for pair in told if after.state(pair) == "full"} == told
+        assert not any(after.between(pair)[0].is_slow for pair in told)
+
+
+@settings(max_examples=50)
+@given(st.data(), st.integers(5, 6))
+def test_the_moves_always_make_a_ring_where_no_mesh_fits(data: st.DataObject, n: int) -> None:
+    spec = data.draw(any_cabling(n, 3))
+    found = plan(of(spec))
+    assert found.target == "ring"
+    assert of(carried_out(spec, found.moves)).topology == "ring"
+
+
+@settings(max_examples=50)
+@given(st.data(), st.integers(3, 4), st.integers(0, 1))
+def test_no_way_takes_fewer_new_cables_or_fewer_moved_ends(data: st.DataObject, n: int, over: int) -> None:
+    spec = data.draw(any_cabling(n, n - 1 + over))
+    moves = plan(of(spec)).moves
+    cables = tuple(sorted(cable.nodes for cable in spec.cables))
+    needed = n * (n - 1) // 2
+    assert sum(move.kind == "add" for move in moves) == max(0, needed - len(cables))
+    moved = sum(len(move.plugs) for move in moves if move.kind in ("move", "swap"))
+    assert moved == fewest(n, len(cables))[cables]
+
+
+@cache
+def fewest(n: int, count: int) -> dict[Edges, int]:
+    """How many ends must move at least, from each way to lay `count` cables: searched back from all goals."""
+    kinds = list(combinations_with_replacement(range(n), 2))
+    pairs = set(combinations(range(n), 2))
+    every = list(combinations_with_replacement(kinds, count))
+    distance = {edges: 0 for edges in every if len(pairs & set(edges)) == min(count, len(pairs))}
+    layer = list(distance)
+    while layer:
+        following = []
+        for edges in layer:
+            for moved in _one_move(edges, n):
+                if moved not in distance:
+                    distance[moved] = distance[edges] + 1
+                    following.append(moved)
+        layer = following
+    return distance
+
+
+def _one_move(edges: Edges, n: int) -> Iterator[Edges]:
+    for i, edge in enumerate(edges):
+        for stays in set(edge):
+            for node in range(n):
+                yield tuple(sorted((*edges[:i], (min(stays, node), max(stays, node)), *edges[i + 1 :])))
+
+
+def test_the_search_knows_the_distance_of_simple_cases() -> None:
+    assert fewest(3, 3)[(0, 1), (0, 2), (1, 2)] == 0
+    assert fewest(3, 3)[(0, 1), (0, 1), (1, 2)] == 1
+    assert fewest(4, 6)[(0, 1), (0, 1), (0, 2), (0, 3), (1, 2), (1, 3)] == 2
