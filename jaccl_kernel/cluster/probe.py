@@ -1,0 +1,142 @@
+"""Ask every node at once what it is: one read-only script, one round trip a node, a deadline per command.
+
+A node that cannot be reached, and a command that hangs, cost only themselves: they are facts too. What the
+answers mean is `assemble.py`'s business; nothing here changes anything on a Mac.
+"""
+
+import asyncio
+import re
+import secrets
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from jaccl_kernel.cluster.assemble import assemble
+from jaccl_kernel.cluster.commands import SEARCH_PATH, Command, CommandResult, commands
+from jaccl_kernel.cluster.facts import NodeFacts
+from jaccl_kernel.cluster.shell import Node
+from jaccl_kernel.errors import CommandTimeout, NodeError
+
+SPARE_S = 15.0  # for ssh and the shell, on top of the slowest command's own deadline
+ALARM = 142  # 128 + SIGALRM: how a shell tells that the deadline ended a command
+
+# perl is part of macOS (and of most Linux), `timeout` is not. The alarm outlives exec, so that the deadline
+# is the command's own; where perl is missing only the deadline of the whole script is left.
+_RUN = r"""
+set -u
+PATH="$PATH:$1"; export PATH
+# Thunderbolt's facts are asked for in C: other locales translate words and decimal points
+LC_ALL=C; export LC_ALL
+mark=$2
+work=$(mktemp -d) || exit 1
+trap 'rm -rf "$work"' EXIT
+limited() {
+    if command -v perl >/dev/null; then
+        exec perl -e 'alarm shift; exec { $ARGV[0] } @ARGV or exit 127' "$@"
+    else
+        shift
+        exec "$@"
+    fi
+}
+ask() {
+    id=$1 seconds=$2
+    shift 2
+    {
+        if command -v "$1" >/dev/null; then
+            (limited "$seconds" "$@") >"$work/$id.out" 2>"$work/$id.err" </dev/null
+        else
+            echo "$1: command not found" >"$work/$id.err"
+            (exit 127)
+        fi
+        echo $? >"$work/$id.rc"
+    } 2>/dev/null &
+}
+"""
+_TELL = r"""
+wait
+for rc in "$work"/*.rc; do
+    id=${rc%.rc}
+    name=${id##*/}
+    printf '%s rc %s %s\n' "$mark" "$name" "$(cat "$rc")"
+    for stream in out err; do
+        printf '%s %s %s\n' "$mark" "$stream" "$name"
+        cat "$id.$stream" 2>/dev/null
+        printf '\n'
+    done
+    printf '%s end %s\n' "$mark" "$name"
+done
+"""
+
+
+async def probe(
+    nodes: Sequence[Node],
+    *,
+    python: str = "python3",
+    on_node: Callable[[int, NodeFacts], None] = lambda number, facts: None,
+) -> list[NodeFacts]:
+    """The facts of all nodes, in their order; `on_node` hears of each as it answers. Never raises for a node.
+
+    Args:
+        nodes: whom to ask, all side by side.
+        python: the interpreter that jobs run on there.
+        on_node: called with a node's number and facts when it has answered or failed.
+    """
+    asked = commands(python)
+
+    async def one(number: int, node: Node) -> NodeFacts:
+        facts = await ask(node, asked)
+        on_node(number, facts)
+        return facts
+
+    return list(await asyncio.gather(*(one(number, node) for number, node in enumerate(nodes))))
+
+
+async def ask(node: Node, asked: Sequence[Command]) -> NodeFacts:
+    """One node's facts; its `error` says why there are none."""
+    ssh = getattr(node, "host", "127.0.0.1")
+    mark = f"@@probe-{secrets.token_hex(8)}"
+    deadline = max(command.deadline_s for command in asked) + SPARE_S
+    lines = [shlex.join(("ask", one.id, str(round(one.deadline_s)), *one.argv)) for one in asked]
+    script = _RUN + "\n".join(lines) + _TELL
+    began = time.time()
+    try:
+        done = await node.script(script, ":".join(SEARCH_PATH), mark, deadline=deadline, check=False)
+    except CommandTimeout as error:
+        return NodeFacts(node.name, ssh, error=error.what)
+    except NodeError as error:
+        return NodeFacts(node.name, ssh, error=f"{error.what} Fix: {error.fix}" if error.fix else error.what)
+    results = parse_answers(done.stdout, mark)
+    if not results:
+        last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it wrote nothing"]
+        return NodeFacts(node.name, ssh, error=f"the scan's script failed there: {last[0]}")
+    # a command ran somewhere between the script's start and end: the middle is wrong by at most half of that
+    middle = began + done.seconds / 2
+    return assemble(node.name, ssh, {key: replace(one, at=middle) for key, one in results.items()})
+
+
+def parse_answers(text: str, mark: str) -> dict[str, CommandResult]:
+    """What the script told, by command id; a section that is cut off or damaged is left out."""
+    sections = re.split(
+        rf"^{re.escape(mark)} (rc|out|err|end) (\S+)(?: (\d+))?\r?\n", text, flags=re.MULTILINE
+    )
+    codes: dict[str, int] = {}
+    streams: dict[tuple[str, str], str] = {}
+    whole: set[str] = set()
+    for kind, key, code, body in zip(*(sections[start::4] for start in (1, 2, 3, 4)), strict=True):
+        if kind == "rc":
+            codes[key] = int(code or 1)
+        elif kind in ("out", "err"):
+            streams[kind, key] = body.removesuffix("\n")
+        else:
+            whole.add(key)
+    return {
+        key: CommandResult(
+            stdout=streams.get(("out", key), ""),
+            stderr=streams.get(("err", key), ""),
+            returncode=None if code == ALARM else code,
+            timed_out=code == ALARM,
+        )
+        for key, code in codes.items()
+        if key in whole
+    }

@@ -1,0 +1,90 @@
+"""The scan: one round trip, deadlines, and a node that fails alone. pytest tests/cluster/test_probe.py."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaccl_kernel.cluster.commands import Command
+from jaccl_kernel.cluster.facts import NodeFacts
+from jaccl_kernel.cluster.probe import ask, parse_answers, probe
+from jaccl_kernel.cluster.shell import LocalNode
+from tests.conftest import until
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+MARK = "@@probe-0"
+
+
+def node(folder: Path, name: str = "mac", **scripts: str) -> LocalNode:
+    """A node whose own commands stand in front of the machine's."""
+    bin_folder = folder / name / "bin"
+    bin_folder.mkdir(parents=True)
+    for command, script in scripts.items():
+        (bin_folder / command).write_text(f"#!/bin/sh\n{script}\n")
+        (bin_folder / command).chmod(0o755)
+    return LocalNode(name, home=folder / name, path=f"{bin_folder}:/usr/bin:/bin")
+
+
+async def test_what_the_commands_say_comes_home_to_the_letter(tmp_path: Path) -> None:
+    mac = node(
+        tmp_path,
+        rdma_ctl="printf 'enabled\\n'",
+        sw_vers="printf 'ProductVersion:\\t\\t26.5.1\\nBuildVersion:\\t\\t25F80\\n'",
+        hostname="printf 'größer'",
+    )
+    [facts] = await probe([mac])
+    assert (facts.rdma, facts.macos, facts.build, facts.hostname) == ("enabled", "26.5.1", "25F80", "größer")
+    assert facts.error is None
+    assert "ibv_devinfo" in facts.missing_tools
+    assert facts.clock_offset_s is not None
+    assert abs(facts.clock_offset_s) < 5
+
+
+async def test_a_command_that_hangs_costs_only_itself(tmp_path: Path) -> None:
+    mac = node(tmp_path, ibv_devinfo="echo half; exec sleep 600", rdma_ctl="echo disabled")
+    asked = [
+        Command("ibv_devinfo", ("ibv_devinfo", "-v"), 1.0),
+        Command("rdma_ctl", ("rdma_ctl", "status"), 1.0),
+    ]
+    facts = await ask(mac, asked)
+    assert facts.outcomes["ibv_devinfo"].status == "timeout"
+    assert facts.devices is None
+    assert facts.rdma == "disabled"
+
+
+async def test_a_node_that_cannot_be_asked_fails_alone_and_says_why(tmp_path: Path) -> None:
+    good = node(tmp_path, rdma_ctl="echo enabled")
+    gone = LocalNode("gone", home=tmp_path / "nowhere")
+    heard: dict[int, NodeFacts] = {}
+    first, second = await probe([gone, good], on_node=heard.__setitem__)
+    assert first.error
+    assert "nowhere" in first.error
+    assert (second.error, second.rdma) == (None, "enabled")
+    assert heard == {0: first, 1: second}
+
+
+async def test_an_interrupted_scan_leaves_nothing(tmp_path: Path) -> None:
+    mac = node(tmp_path, ibv_devinfo=f"touch {tmp_path}/hangs; exec sleep 600")
+    task = asyncio.create_task(probe([mac]))
+    await until((tmp_path / "hangs").exists, "the command to hang")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def test_what_is_cut_off_is_left_out() -> None:
+    first = f"{MARK} rc a 0\n{MARK} out a\nhello\n\n{MARK} err a\n\n{MARK} end a\n"
+    whole = first + f"{MARK} rc b 142\n{MARK} out b\n\n{MARK} err b\n\n{MARK} end b\n"
+    answers = parse_answers(whole, MARK)
+    assert (answers["a"].stdout, answers["a"].returncode) == ("hello\n", 0)
+    assert (answers["b"].timed_out, answers["b"].returncode) == (True, None)
+    assert parse_answers(whole[:20], MARK) == {}
+    assert set(parse_answers(whole[:-8], MARK)) == {"a"}
+
+
+@given(st.text())
+def test_no_answer_breaks_the_reader(text: str) -> None:
+    parse_answers(text, MARK)
+    parse_answers(f"{MARK} rc a 0\n{text}", MARK)
