@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaccl_kernel.cluster import child, rsync, ssh
+from jaccl_kernel import child
+from jaccl_kernel.cluster import rsync, ssh
 from jaccl_kernel.errors import CommandFailed, CommandTimeout, InputError, NodeError, NodeUnreachable
 
 OnLine = Callable[[str], None]

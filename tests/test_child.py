@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jaccl_kernel.cluster import child
+from jaccl_kernel import child
 from tests.sshd import is_alive, wait_for
 
 # macOS's /bin/sh is bash 3.2 in POSIX mode, or, if so chosen, dash or zsh; Linux has dash, bash or busybox

@@ -1,0 +1,85 @@
+"""The house's own rules: which way imports run, who may touch mlx, notebooks without outputs."""
+
+import ast
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "jaccl_kernel"
+MAY_IMPORT_MLX = {"ranks", "server", "models/convert.py", "jobs/launcher.py"}
+
+# from the top down: a room imports from rooms below it, and from itself
+FLOORS = [
+    {"cli", "notebook"},
+    {"steps"},
+    {"rehearsal", "jobs"},
+    {"cluster", "models", "report"},
+    {"wire", "errors", "paths", "child", ""},
+]
+RANK_SIDE = {"ranks": {"server", "models"}, "server": {"models"}}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def room(dotted: str) -> str:
+    name = dotted.removeprefix("jaccl_kernel").lstrip(".").split(".")[0]
+    if name.startswith(("cli", "_cli")):
+        return "cli"
+    return (
+        name
+        if name == "__version__" or (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").exists()
+        else ""
+    )
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_downwards_only(path: Path) -> None:
+    own = room(str(path.relative_to(PACKAGE).with_suffix("")).replace("/", "."))
+    for name in imports(path):
+        if not name.startswith("jaccl_kernel"):
+            continue
+        other = room(name)
+        if own in RANK_SIDE:
+            assert other in {own, *RANK_SIDE[own], *FLOORS[-1]}, f"{own} imports {name}"
+            continue
+        assert other not in RANK_SIDE, f"{own} is host side and imports {name}: ranks are another process"
+        level = {floor_room: number for number, floor in enumerate(FLOORS) for floor_room in floor}
+        assert other == own or level.get(other, 9) > level[own] or {own, other} == {"cli", "notebook"}, (
+            f"{own} imports {name}"
+        )
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_host_side_imports_no_mlx(path: Path) -> None:
+    place = path.relative_to(PACKAGE)
+    if {place.parts[0], str(place)} & MAY_IMPORT_MLX:
+        return
+    assert not [name for name in imports(path) if name.split(".")[0] in ("mlx", "mlx_lm")]
+
+
+def test_every_package_and_module_says_what_it_is() -> None:
+    silent = [
+        path for path in modules() if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    assert silent == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.name)
+def test_notebooks_carry_no_outputs_and_short_cells(path: Path) -> None:
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            assert (cell["outputs"], cell["execution_count"]) == ([], None)
+            assert len("".join(cell["source"]).splitlines()) <= 10
