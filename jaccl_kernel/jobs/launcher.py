@@ -49,7 +49,9 @@ class Rank:
         script = f"printf '%s\\n' {STARTED}; {script}"
         # /bin/bash by name: upstream's script is bash, and the login shell over there need not be
         command = ("/bin/bash", "-c", script)
-        self._argv = command if self.local else (*SSH, "--", host, "exec " + shlex.join(command))
+        # a shell stays around it over there: of a command that a signal ended, ssh itself would only say 255
+        far = shlex.join(("/bin/sh", "-c", '"$@"; exit $?', "sh", *command))
+        self._argv = command if self.local else (*SSH, "--", host, f"exec {far}")
         self._env = {**os.environ, **env} if self.local else dict(os.environ)
         self._pidfile: str | None = None
         self._process: asyncio.subprocess.Process

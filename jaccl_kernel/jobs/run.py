@@ -73,7 +73,7 @@ async def run(
             port = ports.choose(spec.size, spec.starting_port)
             spec = _with_port(spec, port)
         async with Job(spec) as job:
-            command = spec.plain_command("hostfile.json")
+            command = spec.plain_command(job.folder / "hostfile.json")
             on_event(Event(HOST, "job", {"id": job.id, "folder": str(job.folder), "command": command}))
             return await _Conversation(job, on_event, deadlines, command).hold(payload or {})
 
