@@ -1,0 +1,190 @@
+"""Measure one model on these ranks: load, prefill, decoding, memory; greedy, so that runs can be compared.
+
+Every rank runs the same steps; rank 0 tells the numbers, and each rank a digest of its tokens (they must be
+equal) and its peak memory. With a `reference` in the payload it also scores another run's tokens, for the
+correctness gate (see report/parity.py); without one it scores its own.
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import sys
+import time
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.generate import generate_step, generation_stream, wired_limit
+from mlx_lm.models.cache import make_prompt_cache
+
+from jaccl_kernel.errors import InputError
+from jaccl_kernel.models.resolve import resolve
+from jaccl_kernel.ranks.link import Link
+from jaccl_kernel.ranks.load import SHARDINGS, load
+from jaccl_kernel.ranks.world import World
+
+WARMUP_TOKENS = 8
+TOP = 5  # how many of the likeliest tokens are compared at each position
+PREFILL_CHUNK = 512  # tokens a forward pass while scoring: bounds the memory of a long prompt
+SCORE_CHUNK = 64  # positions whose logits (positions x vocabulary, float32) are held at once
+PASSAGE = (
+    "Thunderbolt joins the machines, and the machines share one model. Each holds a slice of every layer, "
+    "and after every layer they add up what they found. The cable is short, the sum is small, and it is done "
+    "before the next word is due. "
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `ranks bench`."""
+    parser.add_argument("--model", required=True, help="a model folder, or a hub id in the local cache")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--prompt", help="the prompt, put into the model's chat template")
+    what.add_argument("--prompt-tokens", type=int, help="a made-up prompt of this many tokens instead")
+    parser.add_argument("--max-tokens", type=int, default=128, help="tokens to generate (default 128)")
+    parser.add_argument("--repeats", type=int, default=3, help="measured runs, after a warm-up (default 3)")
+    parser.add_argument("--sharding", choices=SHARDINGS, default="tensor")
+    parser.add_argument("--stop-at-eos", action="store_true", help="end at the end-of-text token")
+
+
+def run(options: argparse.Namespace, *, world: World, group: Any, link: Link, payload: dict[str, Any]) -> int:
+    """Load, warm up, measure, score; 0 when all was measured."""
+    _check(options)
+    path = resolve(options.model)
+    link.stage("load", f"loading {path.name}")
+    began = time.perf_counter()
+    model, tokenizer = load(
+        path,
+        group=group,
+        sharding=options.sharding,
+        progress=lambda text, fraction: link.stage("load", text, fraction),
+    )
+    load_s = time.perf_counter() - began
+    prompt = encode_prompt(tokenizer, options.prompt, options.prompt_tokens)
+    eos = set(tokenizer.eos_token_ids) if options.stop_at_eos else set()
+    with wired_limit(model, [generation_stream]):
+        link.stage("warm-up", f"{min(WARMUP_TOKENS, options.max_tokens)} tokens")
+        generate(model, prompt, min(WARMUP_TOKENS, options.max_tokens), eos)
+        runs = []
+        for number in range(1, options.repeats + 1):
+            name = f"run {number} of {options.repeats}"
+            link.stage("measure", name, (number - 1) / options.repeats)
+            runs.append(
+                generate(model, prompt, options.max_tokens, eos, _teller(link, name, number, options))
+            )
+        link.stage("score", "log-probabilities for the correctness gate")
+        # on generation's own stream: collectives of two streams can cross, and then the sums are wrong
+        with mx.stream(generation_stream):
+            score = score_tokens(model, prompt, payload.get("reference") or {"tokens": runs[0]["tokens"]})
+    digest = hashlib.sha256(json.dumps([one["tokens"] for one in runs]).encode()).hexdigest()
+    link.say("result", load_s=load_s, peak_memory_bytes=mx.get_peak_memory(), tokens_digest=digest)
+    if world.rank == 0:
+        text = tokenizer.decode(runs[0]["tokens"])
+        link.say("result", prompt_tokens=len(prompt), runs=runs, text=text, score=score)
+        if not link.wired:
+            _print(runs, len(prompt), load_s, text, world)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.max_tokens < 1:
+        raise InputError(f"--max-tokens is {options.max_tokens}", fix="Ask for at least 1 token.")
+    if options.repeats < 1:
+        raise InputError(f"--repeats is {options.repeats}", fix="At least 1 run has to be measured.")
+    if options.prompt_tokens is not None and options.prompt_tokens < 1:
+        raise InputError(f"--prompt-tokens is {options.prompt_tokens}", fix="A prompt has at least 1 token.")
+    if options.prompt_tokens is None and not options.prompt:
+        raise InputError("the prompt is empty", fix="Give --prompt a text, or --prompt-tokens a number.")
+
+
+def encode_prompt(tokenizer: Any, text: str | None, length: int | None) -> list[int]:
+    """The prompt as token ids: a text in the model's chat template, if any, or `length` made-up ones."""
+    if length is not None:
+        passage = tokenizer.encode(PASSAGE)
+        return (passage * (length // len(passage) + 1))[:length]
+    if tokenizer.chat_template is not None:
+        messages = [{"role": "user", "content": text}]
+        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+    return list(tokenizer.encode(text))
+
+
+def generate(
+    model: Any, prompt: list[int], max_tokens: int, eos: set[int], told: Any = lambda count: None
+) -> dict[str, Any]:
+    """One greedy run from an empty cache.
+
+    Returns its tokens, `ttft_s` (from the prompt to the first token in hand) and `itl_s` (the seconds
+    between each token and the next, one fewer than tokens).
+    """
+    tokens: list[int] = []
+    times = [time.perf_counter()]
+    for token, _ in generate_step(mx.array(prompt), model, max_tokens=max_tokens):
+        tokens.append(int(token))
+        times.append(time.perf_counter())
+        told(len(tokens))
+        if tokens[-1] in eos:
+            break
+    gaps = [after - before for before, after in itertools.pairwise(times[1:])]
+    return {"tokens": tokens, "ttft_s": times[1] - times[0], "itl_s": gaps}
+
+
+def score_tokens(model: Any, prompt: list[int], reference: dict[str, Any]) -> dict[str, Any]:
+    """Feed a run's tokens through the model and take the log-probabilities at each position.
+
+    Args:
+        model: the model, or this rank's share of it.
+        prompt: the prompt's token ids.
+        reference: `tokens` (T ids), and `top` (T lists of TOP ids) or none to take this model's likeliest.
+
+    Returns `top` (T x TOP ids), `logprobs` (T x TOP, natural logarithms) and `dtype`, that of the logits.
+    """
+    cache = make_prompt_cache(model)
+    tokens = reference["tokens"]
+    inputs = [*prompt, *tokens[:-1]]
+    context = len(prompt) - 1
+    for start in range(0, context, PREFILL_CHUNK):
+        model(mx.array(inputs[start : min(start + PREFILL_CHUNK, context)])[None], cache=cache)
+        mx.eval([layer.state for layer in cache])
+    top: list[list[int]] = []
+    logprobs: list[list[float]] = []
+    dtype = ""
+    for start in range(0, len(tokens), SCORE_CHUNK):
+        stop = min(start + SCORE_CHUNK, len(tokens))
+        logits = model(mx.array(inputs[context + start : context + stop])[None], cache=cache)[0]
+        dtype = str(logits.dtype).removeprefix("mlx.core.")
+        logits = logits.astype(mx.float32)
+        normal = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        if "top" in reference:
+            ids = mx.array(reference["top"][start:stop])
+        else:
+            ids = mx.argsort(-normal, axis=-1)[:, :TOP]
+        picked = mx.take_along_axis(normal, ids, axis=-1)
+        top.extend(ids.tolist())
+        logprobs.extend(picked.tolist())
+    return {"top": top, "logprobs": logprobs, "dtype": dtype}
+
+
+def _teller(link: Link, name: str, number: int, options: argparse.Namespace) -> Any:
+    last = time.monotonic()
+
+    def told(count: int) -> None:
+        nonlocal last
+        if time.monotonic() - last < 0.5:
+            return
+        last = time.monotonic()
+        done = (number - 1 + count / options.max_tokens) / options.repeats
+        link.stage("measure", f"{name}: {count} of {options.max_tokens} tokens", done)
+
+    return told
+
+
+def _print(runs: list[dict[str, Any]], prompt: int, load_s: float, text: str, world: World) -> None:
+    """The plain form: what `mlx.launch … -m jaccl_kernel.ranks bench` prints on rank 0."""
+    write = sys.stdout.write
+    write(f"{text}\n\n{world.name()}; loaded in {load_s:.2f} s\n")
+    for one in runs:
+        decode = f"{len(one['itl_s']) / sum(one['itl_s']):.1f}" if one["itl_s"] else "-"
+        write(
+            f"prompt: {prompt} tokens, {prompt / one['ttft_s']:.1f} tokens/s, TTFT {one['ttft_s']:.3f} s; "
+            f"generation: {len(one['tokens'])} tokens, {decode} tokens/s\n"
+        )
+    write(f"peak memory: {mx.get_peak_memory() / 1e9:.3f} GB on rank 0\n")
