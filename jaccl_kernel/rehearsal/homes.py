@@ -1,38 +1,52 @@
 """The simulated Macs as places on this machine: a home, a model folder and a set of commands for each.
 
-A rehearsal's hostfile names 127.0.0.1 for every rank (the only name that mlx.launch runs locally), a `name`
-for each, and has a top-level key `rehearsal`. A rank takes its Mac from its rank number. Nothing here, and
-nothing that runs on it, proves anything about RDMA.
+A rank takes its Mac from its rank number. The Macs stand in the cache folder by their names: what was copied
+to them stays when another hostfile describes them, and what was typed on them stays until they are restarted.
+Nothing here, and nothing that runs on it, proves anything about RDMA.
 """
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaccl_kernel.cluster.hostfile import Host, Hostfile
+from jaccl_kernel.cluster.hostfile import Hostfile
+from jaccl_kernel.cluster.shell import Node
 from jaccl_kernel.errors import JacclError
 from jaccl_kernel.paths import cache_dir
+from jaccl_kernel.rehearsal.folder import MacFolder
+from jaccl_kernel.rehearsal.macs import ClusterSpec
+from jaccl_kernel.rehearsal.models import give_back, place_model, withhold
+from jaccl_kernel.rehearsal.node import SimulatedNode
+from jaccl_kernel.rehearsal.plan import KEY, NOTE, Plan, is_rehearsal, make_hostfile
+from jaccl_kernel.rehearsal.tools import ssh_error
 
-KEY = "rehearsal"
-NOTE = "REHEARSAL: simulated Macs on one machine. It proves nothing about RDMA."
+__all__ = [
+    "KEY",
+    "NOTE",
+    "SimulatedMac",
+    "is_rehearsal",
+    "macs",
+    "make_hostfile",
+    "place_model",
+    "prepare",
+    "ranks_at_once",
+]
 
 
 @dataclass(frozen=True)
-class SimulatedMac:
-    """One simulated Mac: where its user lives, where its models lie, where its commands are."""
+class SimulatedMac(MacFolder):
+    """One simulated Mac: where its user lives, where its models lie, where its commands are.
+
+    `refusal` is what ssh says of it, if it is out of reach.
+    """
 
     name: str
-    home: Path
+    refusal: str | None = None
 
     @property
-    def models(self) -> Path:
-        """Its own model folder."""
-        return self.home / "models"
-
-    @property
-    def commands(self) -> Path:
-        """The folder that stands first in its PATH."""
-        return self.home / "bin"
+    def python(self) -> Path:
+        """Its interpreter: tells the versions of the description, and runs as the one that we run on."""
+        return self.commands / "python3"
 
     def environment(self) -> dict[str, str]:
         """What a process on this Mac finds in its environment."""
@@ -40,47 +54,62 @@ class SimulatedMac:
         # the caches stay this machine's: four copies of the demo model would serve nobody
         return {"HOME": str(self.home), "PATH": path, "JACCL_CACHE": str(cache_dir())}
 
-
-def is_rehearsal(hostfile: Hostfile) -> bool:
-    """Whether a hostfile is one of simulated Macs."""
-    return KEY in hostfile.extra
+    def node(self) -> Node:
+        """The way to it, as to any node."""
+        return SimulatedNode(self.name, self.home, self.environment(), self.refusal)
 
 
 def macs(hostfile: Hostfile) -> list[SimulatedMac]:
-    """The simulated Macs of a rehearsal's hostfile, one a rank; their homes need not exist yet."""
-    root = cache_dir() / "rehearsal"
-    return [SimulatedMac(host.name, root / host.name) for host in hostfile.hosts]
-
-
-def prepare(hostfile: Hostfile) -> list[SimulatedMac]:
-    """Make the homes of a rehearsal's Macs (again, if they stand already) and return them.
+    """The simulated Macs of a rehearsal's hostfile, one a rank; their homes need not exist yet.
 
     Raises:
+        HostfileError, InputError: the hostfile describes no rehearsal.
+    """
+    return _macs(hostfile, Plan.of(hostfile).spec())
+
+
+def prepare(hostfile: Hostfile, *, restart: bool = False) -> list[SimulatedMac]:
+    """Make the Macs' homes be as the hostfile describes them, as far as they are not, and return the Macs.
+
+    Args:
+        hostfile: a rehearsal's.
+        restart: forget what was typed on the Macs, and make their models whole again.
+
+    Raises:
+        HostfileError, InputError: the hostfile describes no rehearsal.
         JacclError: the homes cannot be written.
     """
-    found = macs(hostfile)
+    plan = Plan.of(hostfile)
+    spec = plan.spec()
+    found = _macs(hostfile, spec)
     try:
         for mac in found:
-            mac.models.mkdir(parents=True, exist_ok=True)
-            mac.commands.mkdir(exist_ok=True)
+            node = plan.macs.index(mac.name)
+            if restart:
+                mac.restart()
+                give_back(mac)
+            mac.prepare(plan, spec, node)
+            if spec.macs[node].partial_model:
+                withhold(mac)
+            else:
+                give_back(mac)
     except OSError as error:
         raise JacclError(
-            f"the simulated Macs' homes cannot be made: {error.strerror}",
-            where=str(cache_dir() / "rehearsal"),
+            f"the simulated Macs' homes cannot be made: {error.strerror or error}",
+            where=str(cache_dir() / KEY),
             fix="Free some space there, or set JACCL_CACHE to another folder.",
         ) from error
     return found
 
 
-def make_hostfile(count: int = 4) -> Hostfile:
-    """The hostfile of a rehearsal with `count` simulated Macs (1 to 8)."""
-    hosts = tuple(
-        Host(ssh="127.0.0.1", ips=("127.0.0.1",), rdma=(), extra={"name": f"mac{number}"})
-        for number in range(1, count + 1)
-    )
-    return Hostfile(hosts=hosts, backend="ring", envs=(), extra={KEY: NOTE})
-
-
 def ranks_at_once(size: int) -> int:
     """How many of the simulated Macs can run a rank at full speed: one a core."""
     return max(1, min(size, os.cpu_count() or 1))
+
+
+def _macs(hostfile: Hostfile, spec: ClusterSpec) -> list[SimulatedMac]:
+    described = {mac.name: mac for mac in spec.macs}
+    root = cache_dir().absolute() / KEY
+    return [
+        SimulatedMac(root / host.name, host.name, ssh_error(described[host.name])) for host in hostfile.hosts
+    ]

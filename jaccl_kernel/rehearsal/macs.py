@@ -4,8 +4,9 @@ Nodes are counted from 0 here, ports by the number on their receptacle. What the
 this is in `tools.py`; the ways to break it are in `faults.py`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Interface
 from itertools import combinations
 from typing import Literal
 
@@ -26,6 +27,10 @@ class MacSpec:
     Attributes:
         bridged, no_ipv4, late_gid: ports in the Thunderbolt bridge, without an IPv4 address, or with their
             IPv4 GID at index 2.
+        bridge: "up", "down", or "none" when there is no bridge0; it is up as soon as it has members.
+        ipv4: addresses that somebody gave to a port, by its number; the others have what macOS gave them.
+        down: ports whose interface is switched off.
+        routes: the interface of each host or network that somebody routed.
         devices: what else is plugged in, by port.
         hangs: names of commands that never end.
         reachable: "yes", "ssh-fails", or "asleep".
@@ -47,11 +52,18 @@ class MacSpec:
     bridged: frozenset[int] = frozenset()
     no_ipv4: frozenset[int] = frozenset()
     late_gid: frozenset[int] = frozenset()
+    bridge: Literal["up", "down", "none"] = "none"
+    ipv4: Mapping[int, tuple[IPv4Interface, ...]] = field(default_factory=dict)
+    down: frozenset[int] = frozenset()
+    routes: Mapping[str, str] = field(default_factory=dict)
+    wired_limit_mb: int = 0
     devices: dict[int, str] = field(default_factory=dict)
     hangs: frozenset[str] = frozenset()
+    python: str = "3.12.11"
     mlx: str = "0.32.4"
     mlx_lm: str = "0.32.2"
     transformers: str = "5.1.0"
+    jaccl_kernel: str = "0.1.0"
     reachable: Literal["yes", "ssh-fails", "asleep"] = "yes"
     partial_model: bool = False
 
@@ -59,6 +71,15 @@ class MacSpec:
     def has_rdma(self) -> bool:
         """Whether RDMA devices are there: on a Thunderbolt 4 Mac none is, whatever `rdma_ctl` says."""
         return self.rdma and self.thunderbolt == 5
+
+    @property
+    def bridge_state(self) -> Literal["up", "down", "none"]:
+        """What bridge0 is doing."""
+        return "up" if self.bridged and self.bridge == "none" else self.bridge
+
+    def port_of(self, interface: str) -> int | None:
+        """The number of the Thunderbolt port that an interface belongs to."""
+        return next((number for number, name in self.interfaces.items() if name == interface), None)
 
 
 @dataclass(frozen=True)
@@ -89,15 +110,20 @@ class ClusterSpec:
     coordinator: str
 
     @classmethod
-    def healthy(cls, n: int = 4) -> "ClusterSpec":
+    def healthy(cls, n: int = 4, names: Sequence[str] = ()) -> "ClusterSpec":
         """n Mac Studios that are ready: a full mesh up to seven; eight, which lack the ports, as a ring.
+
+        Args:
+            n: how many.
+            names: what they are called; `macstudio1` and so on by default.
 
         Raises:
             InputError: n is not 1 to 8.
         """
         if not 1 <= n <= MOST_MACS:
             raise InputError(f"a rehearsal of {n} Macs", fix=f"Choose 1 to {MOST_MACS}.")
-        macs = tuple(_studio(i) for i in range(n))
+        names = names or [f"macstudio{i + 1}" for i in range(n)]
+        macs = tuple(_studio(i, name) for i, name in zip(range(n), names, strict=True))
         spec = cls(macs, (), coordinator=macs[0].lan_ip)
         mesh = n - 1 <= PORTS_OF_A_STUDIO
         for pair in combinations(range(n), 2) if mesh else [(i, (i + 1) % n) for i in range(n)]:
@@ -131,6 +157,15 @@ class ClusterSpec:
         """What is in a node's ports, by their numbers."""
         return {number: cable for cable, number in self._ends(node)}
 
+    def ipv4(self, node: int, number: int) -> tuple[IPv4Interface, ...]:
+        """The IPv4 addresses of a port: those that somebody gave it, else macOS's own to a cabled port."""
+        mac = self.macs[node]
+        if number in mac.ipv4:
+            return mac.ipv4[number]
+        if number in mac.no_ipv4 | mac.bridged or number not in self.cables_of(node):
+            return ()
+        return (IPv4Interface(f"169.254.{node + 1}.{number}/16"),)
+
     def free_port(self, node: int, taken: int | None = None) -> int:
         """The number of a node's first free port, `taken` left out.
 
@@ -152,10 +187,10 @@ class ClusterSpec:
                     yield cable, number
 
 
-def _studio(index: int) -> MacSpec:
+def _studio(index: int, name: str) -> MacSpec:
     interfaces = _INTERFACES[index % len(_INTERFACES)]
     return MacSpec(
-        name=f"macstudio{index + 1}",
+        name=name,
         lan_ip=f"10.0.0.{11 + index}",
         wifi_ip=f"10.0.1.{11 + index}",
         interfaces={number + 1: interface for number, interface in enumerate(interfaces)},

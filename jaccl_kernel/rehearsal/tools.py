@@ -1,23 +1,23 @@
 """What the commands of a simulated Mac print, in macOS's own formats, from the cluster's description; pure.
 
 `outputs` holds the commands that a rehearsal must fake, each by its whole command line. Those that it leaves
-to the machine that it runs on (df, date, rsync, ssh, python) are only in `results`.
+to the machine that it runs on (df, date, rsync, ssh) are only in `results`. What a network interface looks
+like is in `network.py`.
 """
 
 import json
 import shlex
 from collections.abc import Iterator
-from ipaddress import IPv4Network
 from typing import Any
 
 from jaccl_kernel.cluster.assemble import assemble
 from jaccl_kernel.cluster.commands import CommandResult, commands
 from jaccl_kernel.cluster.facts import NodeFacts
-from jaccl_kernel.rehearsal.macs import CableSpec, ClusterSpec, MacSpec
+from jaccl_kernel.rehearsal import network
+from jaccl_kernel.rehearsal.macs import ClusterSpec, MacSpec
 
 _HUNG = CommandResult(returncode=None, timed_out=True)
 _ACTIVE, _DOWN = "PORT_ACTIVE (4)", "PORT_DOWN (1)"
-_UP = "flags=8863<UP,BROADCAST,SMART,RUNNING,SIMPLEX,MULTICAST> mtu 1500"
 _VENDOR = "Apple Inc."
 
 
@@ -30,7 +30,10 @@ def outputs(spec: ClusterSpec, node: int) -> dict[str, CommandResult]:
             that fails.
     """
     mac = spec.macs[node]
-    answers = {line: CommandResult(text, returncode=code) for line, text, code in _answers(spec, node)}
+    answers = {
+        line: CommandResult(text) if code == 0 else CommandResult(stderr=text, returncode=code)
+        for line, text, code in _answers(spec, node)
+    }
     return answers | {line: _HUNG for line in answers if line.partition(" ")[0] in mac.hangs}
 
 
@@ -41,19 +44,12 @@ def results(
     mac = spec.macs[node]
     if mac.reachable != "yes":
         return {}
-    packages = {
-        "mlx": mac.mlx,
-        "mlx-lm": mac.mlx_lm,
-        "transformers": mac.transformers,
-        "jaccl-kernel": "0.1.0",
-    }
-    told = {"executable": python, "version": "3.12.11", "packages": packages}
     real = {
         "df": CommandResult(_DF),
         "date": CommandResult(f"{now:.0f}\n", at=now + 0.5),
         "rsync": CommandResult("openrsync: protocol version 29\nrsync version 2.6.9 compatible\n"),
         "ssh": CommandResult(stderr="OpenSSH_10.0p2, LibreSSL 3.3.6\n"),
-        "python": CommandResult(json.dumps(told) + "\n"),
+        "python": CommandResult(python_answer(mac, python)),
     }
     faked = outputs(spec, node)
     found = {}
@@ -61,6 +57,17 @@ def results(
         answer = faked.get(shlex.join(command.argv)) or real[command.id]
         found[command.id] = _HUNG if command.argv[0] in mac.hangs else answer
     return found
+
+
+def python_answer(mac: MacSpec, executable: str) -> str:
+    """What a Mac's Python says of itself and of its packages to a scan."""
+    packages = {
+        "mlx": mac.mlx,
+        "mlx-lm": mac.mlx_lm,
+        "transformers": mac.transformers,
+        "jaccl-kernel": mac.jaccl_kernel,
+    }
+    return json.dumps({"executable": executable, "version": mac.python, "packages": packages}) + "\n"
 
 
 def facts(spec: ClusterSpec) -> list[NodeFacts]:
@@ -84,7 +91,8 @@ def _answers(spec: ClusterSpec, node: int) -> Iterator[tuple[str, str, int]]:
     """All command lines, what they print, and their exit status."""
     mac = spec.macs[node]
     yield "hostname", f"{mac.name}.local\n", 0
-    yield "uname -m", "arm64\n", 0
+    for option, text in {"": "Darwin", " -s": "Darwin", " -m": "arm64", " -p": "arm"}.items():
+        yield f"uname{option}", f"{text}\n", 0
     yield (
         "sw_vers",
         f"ProductName:\t\tmacOS\nProductVersion:\t\t{mac.macos}\nBuildVersion:\t\t{mac.build}\n",
@@ -94,13 +102,14 @@ def _answers(spec: ClusterSpec, node: int) -> Iterator[tuple[str, str, int]]:
     yield "sw_vers -buildVersion", f"{mac.build}\n", 0
     yield from _sysctl(mac)
     yield "rdma_ctl status", "enabled\n" if mac.rdma else "disabled\n", 0
+    for verb in ("enable", "disable"):
+        yield f"rdma_ctl {verb}", f"rdma_ctl: {verb} is only possible in macOS Recovery\n", 1
     yield "ibv_devices", _ibv_devices(mac, node), 0
     none = "No IB devices found\n"
     yield "ibv_devinfo", _ibv_devinfo(spec, node, verbose=False) or none, 0 if mac.has_rdma else 255
     yield "ibv_devinfo -v", _ibv_devinfo(spec, node, verbose=True) or none, 0 if mac.has_rdma else 255
     yield "system_profiler SPThunderboltDataType -json", _system_profiler(spec, node), 0
-    yield "networksetup -listallhardwareports", _networksetup(mac, node), 0
-    yield from _network(spec, node)
+    yield from network.answers(spec, node)
     yield "pmset -g", _PMSET, 0
     yield "pmset -g batt", "Now drawing from 'AC Power'\n", 0
     yield "pmset -g ac", "No adapter attached.\n", 0
@@ -112,7 +121,7 @@ def _sysctl(mac: MacSpec) -> Iterator[tuple[str, str, int]]:
         "hw.memsize": str(mac.memory_gb * 2**30),
         "hw.model": mac.model,
         "machdep.cpu.brand_string": mac.chip,
-        "iogpu.wired_limit_mb": "0",
+        "iogpu.wired_limit_mb": str(mac.wired_limit_mb),
     }
     yield f"sysctl {' '.join(values)}", "".join(f"{key}: {value}\n" for key, value in values.items()), 0
     for key, value in values.items():
@@ -120,10 +129,12 @@ def _sysctl(mac: MacSpec) -> Iterator[tuple[str, str, int]]:
         yield f"sysctl -n {key}", f"{value}\n", 0
 
 
-def _is_active(spec: ClusterSpec, cable: CableSpec | None) -> bool:
-    """Whether RDMA runs over a cable: only while both its Macs are awake and have it on."""
+def _is_active(spec: ClusterSpec, node: int, number: int) -> bool:
+    """Whether RDMA runs on a port: only while both Macs of its cable are awake and have it on."""
+    cable = spec.cables_of(node).get(number)
     return (
         cable is not None
+        and number not in spec.macs[node].down
         and cable.unseen_by is None
         and all(spec.macs[node].has_rdma and spec.macs[node].reachable != "asleep" for node in cable.nodes)
     )
@@ -158,31 +169,14 @@ def _ibv_devinfo(spec: ClusterSpec, node: int, *, verbose: bool) -> str:
             f"\tnode_guid:\t\t\t{':'.join(guid[i : i + 4] for i in range(0, 16, 4))}",
             "\tphys_port_cnt:\t\t\t1",
             "\t\tport:\t1",
-            f"\t\t\tstate:\t\t\t{_ACTIVE if _is_active(spec, spec.cables_of(node).get(number)) else _DOWN}",
+            f"\t\t\tstate:\t\t\t{_ACTIVE if _is_active(spec, node, number) else _DOWN}",
             "\t\t\tmax_mtu:\t\t4096 (5)",
             "\t\t\tactive_mtu:\t\t4096 (5)",
             "\t\t\tlink_layer:\t\tThunderbolt",
         ]
-        gids = _gids(mac, node, number) if number in spec.cables_of(node) else []
+        gids = network.gids(spec, node, number)
         blocks.append(lines + [f"\t\t\tGID[{i}]:\t\t{gid}" for i, gid in enumerate(gids) if verbose])
     return "\n".join("\n".join(block) + "\n" for block in blocks)
-
-
-def _gids(mac: MacSpec, node: int, number: int) -> list[str]:
-    if number in mac.bridged:  # a member of the bridge usually has none of its own
-        return []
-    own = [_link_local(node, number)]
-    if number in mac.late_gid:
-        own.append(f"fd00::{node + 1:x}:{number:x}")
-    return own if number in mac.no_ipv4 else [*own, f"::ffff:{_tb_ip(node, number)}"]
-
-
-def _link_local(node: int, number: int) -> str:
-    return f"fe80::3474:d9ff:fe{node + 1:02x}:{number:x}"
-
-
-def _tb_ip(node: int, number: int) -> str:
-    return f"169.254.{node + 1}.{number}"
 
 
 def _uuid(node: int, number: int) -> str:
@@ -234,78 +228,6 @@ def _peer(spec: ClusterSpec, end: tuple[int, int]) -> dict[str, Any]:
         "vendor_name_key": _VENDOR,
     }
 
-
-def _mac_address(node: int, last: int) -> str:
-    return f"02:00:00:00:{node + 1:02x}:{last:02x}"
-
-
-def _networksetup(mac: MacSpec, node: int) -> str:
-    ports = [("Ethernet", "en0"), ("Thunderbolt Bridge", "bridge0"), ("Wi-Fi", "en1")]
-    ports += [(f"Thunderbolt {number}", interface) for number, interface in sorted(mac.interfaces.items())]
-    blocks = [
-        f"\nHardware Port: {name}\nDevice: {interface}\nEthernet Address: {_mac_address(node, i)}\n"
-        for i, (name, interface) in enumerate(ports)
-    ]
-    return "".join(blocks) + "\nVLAN Configurations\n===================\n"
-
-
-def _network(spec: ClusterSpec, node: int) -> Iterator[tuple[str, str, int]]:
-    """ifconfig of all and of each interface, and ipconfig getifaddr of each."""
-    mac = spec.macs[node]
-    texts = {"lo0": _LOOPBACK}
-    ips: dict[str, str | None] = {"en0": mac.lan_ip, "en1": mac.wifi_ip}
-    for i, (name, ip) in enumerate(list(ips.items())):
-        texts[name] = _interface(name, _mac_address(node, i), ip, "10.0.0.0/24", None, ip is not None)
-    for number, name in sorted(mac.interfaces.items()):
-        cabled = number in spec.cables_of(node)
-        silent = not cabled or number in mac.no_ipv4 | mac.bridged
-        ips[name] = None if silent else _tb_ip(node, number)
-        local = _link_local(node, number) if cabled and number not in mac.bridged else None
-        texts[name] = _interface(
-            name, _mac_address(node, 16 + number), ips[name], "169.254.0.0/16", local, cabled
-        )
-    if mac.bridged:
-        members = [mac.interfaces[number] for number in sorted(mac.bridged)]
-        texts["bridge0"] = _interface("bridge0", _mac_address(node, 1), None, "", None, True, members)
-    yield "ifconfig -a", "".join(texts.values()), 0
-    yield "ifconfig", "".join(texts.values()), 0
-    for name in ("bridge0", *texts):
-        text = texts.get(name)
-        yield f"ifconfig {name}", text or f"ifconfig: interface {name} does not exist\n", 0 if text else 1
-    for name, address in ips.items():
-        yield f"ipconfig getifaddr {name}", f"{address}\n" if address else "", 0 if address else 1
-
-
-def _interface(
-    name: str,
-    mac: str,
-    ip: str | None,
-    network: str,
-    link_local: str | None,
-    active: bool,
-    members: list[str] | None = None,
-) -> str:
-    lines = [f"{name}: {_UP}", f"\tether {mac}"]
-    if members is not None:
-        lines += ["\tConfiguration:", "\t\tid 0:0:0:0:0:0 priority 0 hellotime 0 fwddelay 0"]
-        for port, member in enumerate(members):
-            lines += [
-                f"\tmember: {member} flags=3<LEARNING,DISCOVER>",
-                f"\t        ifmaxaddr 0 port {port + 8}",
-            ]
-    if link_local:
-        lines.append(f"\tinet6 {link_local}%{name} prefixlen 64 secured scopeid 0x9")
-    if ip:
-        mask = int(IPv4Network(network).netmask)
-        lines.append(f"\tinet {ip} netmask {mask:#010x} broadcast {IPv4Network(network).broadcast_address}")
-    lines += ["\tmedia: autoselect", f"\tstatus: {'active' if active else 'inactive'}"]
-    return "\n".join(lines) + "\n"
-
-
-_LOOPBACK = """\
-lo0: flags=8049<UP,LOOPBACK,RUNNING,MULTICAST> mtu 16384
-\tinet 127.0.0.1 netmask 0xff000000
-"""
 
 _DF = """\
 Filesystem     1024-blocks       Used  Available Capacity  Mounted on

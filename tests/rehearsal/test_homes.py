@@ -1,0 +1,164 @@
+"""Simulated Macs on disk: their commands, and what is typed on them. Run: pytest tests/rehearsal/test_homes.py"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaccl_kernel.cluster.shell import Completed
+from jaccl_kernel.errors import JacclError
+from jaccl_kernel.rehearsal import homes
+from jaccl_kernel.rehearsal.plan import make_hostfile, with_changes
+from jaccl_kernel.steps.cluster import Cluster
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+
+async def typed(cluster: Cluster, line: str, node: int = 0) -> Completed:
+    """A line that a person types on a simulated Mac."""
+    return await cluster.nodes[node].script(line, deadline=30, check=False)
+
+
+async def said(cluster: Cluster, line: str, node: int = 0) -> str:
+    return (await typed(cluster, line, node)).stdout
+
+
+async def test_a_mac_answers_in_its_own_name() -> None:
+    cluster = Cluster.of(make_hostfile(3))
+    for node in range(3):
+        assert await said(cluster, "hostname", node) == f"mac{node + 1}.local\n"
+        assert (
+            await said(cluster, 'echo "$HOME"; uname', node)
+            == f"{homes.macs(cluster.hostfile)[node].home}\nDarwin\n"
+        )
+
+
+async def test_what_a_command_cannot_answer_it_says() -> None:
+    done = await typed(Cluster.of(make_hostfile(1)), "sw_vers --nonsense")
+    assert done.returncode == 64
+    assert "the rehearsal has no answer to: sw_vers --nonsense" in done.stderr
+
+
+async def test_a_failing_command_speaks_on_stderr() -> None:
+    done = await typed(Cluster.of(make_hostfile(2)), "ifconfig bridge0")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "ifconfig: interface bridge0 does not exist\n"
+
+
+async def test_python_tells_the_described_versions_and_runs_as_ours() -> None:
+    cluster = Cluster.of(make_hostfile(2, ["version-skew:2"]))
+    for name in ("python3", "python"):
+        line = f"{name} -c 'import sys; print(sys.prefix, sys.argv[1:])' 'a b' \"it's\""
+        assert await said(cluster, line) == f"{sys.prefix} ['a b', \"it's\"]\n"
+    assert homes.macs(cluster.hostfile)[1].python.exists()
+
+
+async def test_changing_the_network_needs_root() -> None:
+    cluster = Cluster.of(make_hostfile(2))
+    before = await said(cluster, "ifconfig en3")
+    for line in ("ifconfig en3 inet 10.9.9.9", "route add 10.9.9.8 -interface en3", "sysctl -w x=1"):
+        done = await typed(cluster, line)
+        assert done.returncode == 1
+        assert done.stderr
+    assert await said(cluster, "ifconfig en3") == before
+
+
+async def test_what_sudo_changes_shows_and_its_undo_takes_it_back() -> None:
+    cluster = Cluster.of(make_hostfile(2, ["bridged-port:1"]))
+    before = await said(cluster, "ifconfig -a; ibv_devinfo -v")
+    assert "::ffff:" not in before
+    apply = (
+        "sudo -n ifconfig bridge0 deletem en3 && "
+        "sudo -n /sbin/ifconfig en3 inet 192.168.9.1 netmask 255.255.255.252"
+    )
+    assert (await typed(cluster, apply)).returncode == 0
+    assert "::ffff:192.168.9.1" in await said(cluster, "ibv_devinfo -v")
+    again = Cluster.of(cluster.hostfile)  # as the next step makes it
+    assert "::ffff:192.168.9.1" in await said(again, "ibv_devinfo -v")
+    assert "::ffff:192.168.9.1" not in await said(again, "ibv_devinfo -v", node=1)
+    undo = "printf 'ifconfig en3 inet 192.168.9.1 -alias\\nifconfig bridge0 addm en3\\n' >undo.sh; sudo sh undo.sh"
+    assert (await typed(again, undo)).returncode == 0
+    assert await said(again, "ifconfig -a; ibv_devinfo -v") == before
+
+
+async def test_a_refused_change_leaves_everything() -> None:
+    cluster = Cluster.of(make_hostfile(2))
+    done = await typed(cluster, "sudo ifconfig en9 inet 10.9.9.9")
+    assert (done.returncode, done.stderr) == (1, "ifconfig: interface en9 does not exist\n")
+    assert homes.macs(cluster.hostfile)[0].changes() == []
+
+
+async def test_sudo_runs_nothing_of_this_machine() -> None:
+    cluster = Cluster.of(make_hostfile(1))
+    done = await typed(cluster, "touch kept; sudo -n rm kept; sudo -v && sudo -u root true && ls kept")
+    assert "no such command for root: rm kept" in done.stderr
+    assert done.stdout == "kept\n"
+
+
+async def test_rdma_cannot_be_enabled_from_a_running_mac() -> None:
+    cluster = Cluster.of(make_hostfile(2, ["rdma-off:1"]))
+    for line in ("rdma_ctl enable", "sudo rdma_ctl enable"):
+        done = await typed(cluster, line)
+        assert done.returncode == 1
+        assert "Recovery" in done.stderr
+    mended = Cluster.of(with_changes(cluster.hostfile, fix=["rdma-off:1"]))
+    assert await said(mended, "rdma_ctl status") == "enabled\n"
+
+
+async def test_another_description_replaces_the_commands_and_keeps_the_rest() -> None:
+    healthy = make_hostfile(2)
+    cluster = Cluster.of(healthy)
+    await typed(cluster, "sudo ifconfig en3 inet 10.9.9.9; echo mine >bin/mine; echo mine >notes")
+    slow = Cluster.of(with_changes(healthy, add=["hang:1:df"]))
+    assert "10.9.9.9" in await said(slow, "ifconfig en3")
+    mac = homes.macs(healthy)[0]
+    assert (mac.commands / "df").exists()
+    Cluster.of(healthy)
+    assert not (mac.commands / "df").exists()
+    assert (mac.commands / "mine").exists()
+    assert (mac.home / "notes").exists()
+
+
+async def test_a_restart_forgets_what_was_typed() -> None:
+    cluster = Cluster.of(make_hostfile(2))
+    before = await said(cluster, "ifconfig -a")
+    await typed(cluster, "sudo ifconfig en3 inet 10.9.9.9")
+    homes.prepare(cluster.hostfile, restart=True)
+    assert await said(cluster, "ifconfig -a") == before
+
+
+def test_macs_that_stand_are_not_written_again() -> None:
+    hostfile = make_hostfile(4)
+    commands = [mac.commands / "ifconfig" for mac in homes.prepare(hostfile)]
+    stamps = [command.stat().st_ino for command in commands]
+    homes.prepare(hostfile)
+    assert [command.stat().st_ino for command in commands] == stamps
+    commands[0].unlink()
+    homes.prepare(hostfile)
+    assert commands[0].exists()
+
+
+def test_a_damaged_note_of_our_own_is_written_anew() -> None:
+    mac = homes.prepare(make_hostfile(1))[0]
+    (mac.state / "mac.json").write_text("{")
+    homes.prepare(make_hostfile(1))
+    assert json.loads((mac.state / "mac.json").read_text())["node"] == 0
+
+
+def test_homes_that_cannot_be_made_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("JACCL_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(JacclError, match="homes cannot be made") as caught:
+        homes.prepare(make_hostfile(1))
+    assert "JACCL_CACHE" in caught.value.fix
+
+
+def test_every_command_is_a_script_that_sh_takes() -> None:
+    for mac in homes.prepare(make_hostfile(4, ["asleep:2", "hang:3:df", "bridged-port:1"])):
+        for command in mac.commands.iterdir():
+            assert os.access(command, os.X_OK)
+            assert "REHEARSAL" in command.read_text()
+            subprocess.run(["/bin/sh", "-n", command], check=True, timeout=10)

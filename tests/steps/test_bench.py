@@ -1,0 +1,185 @@
+"""Bench: one model over several numbers of ranks, held against one. pytest tests/steps/test_bench.py."""
+
+import asyncio
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaccl_kernel.cluster.hostfile import Host, Hostfile
+from jaccl_kernel.errors import Busy, HostfileError, InputError, ModelError, RankDied
+from jaccl_kernel.jobs import lock
+from jaccl_kernel.rehearsal.homes import make_hostfile
+from jaccl_kernel.steps.bench import BenchOptions, bench
+from jaccl_kernel.wire import Event
+from tests.tiny import make_tiny_model
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+
+def options(model: Path, **more: Any) -> BenchOptions:
+    settings: dict[str, Any] = {"model": str(model), "max_tokens": 12, "repeats": 2, "prompt": "Hi"}
+    return BenchOptions(**settings | more)
+
+
+async def test_one_against_two_ranks_is_measured_compared_and_recorded(tiny_model: Path) -> None:
+    events: list[Event] = []
+    report = await bench(make_hostfile(4), options(tiny_model, ranks=[2, 1]), on_event=events.append)
+    assert report.path
+    assert json.loads(report.path.read_text()) == report.record
+    one, two = report.points
+    assert (one["ranks"], two["ranks"]) == (1, 2)
+    assert len(one["tokens"]) == len(two["tokens"]) == one["generated_tokens"] == 12
+    assert one["speedup"] == 1.0
+    assert two["efficiency"] == pytest.approx(two["speedup"] / 2)
+    for point in (one, two):
+        assert len(point["peak_memory_bytes"]) == point["ranks"]
+        assert all(size > 0 for size in point["peak_memory_bytes"])
+        for rate in ("prompt_tps", "generation_tps", "ttft_s"):
+            assert 0 < point[rate]["min"] <= point[rate]["median"] <= point[rate]["max"]
+    parity = report.record["parity"]
+    assert parity["verdict"] in ("equal", "near-tie")
+    assert parity["max_logprob_diff"] < parity["tolerance"]
+    assert report.ok
+    said = report.record["provenance"]
+    assert said["hosts"] == ["mac1", "mac2"]
+    assert said["rehearsal"] is True
+    assert said["environment"]["HF_HUB_OFFLINE"] == "1"
+    assert said["model"]["digest"]
+    assert said["ranks"][0]["packages"]["mlx-lm"]
+    assert [event.data["ranks"] for event in events if event.kind == "point"] == [1, 2]
+
+
+async def test_a_single_count_tests_no_parity(tiny_model: Path) -> None:
+    report = await bench(
+        make_hostfile(2), options(tiny_model, ranks=[1], max_tokens=1, repeats=1), save=False
+    )
+    assert report.record["parity"]["verdict"] == "not-tested"
+    assert report.path is None
+    assert report.points[0]["generation_tps"]["median"] is None
+
+
+async def test_a_model_that_answers_otherwise_on_two_ranks_is_caught(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    """The second rank holds other weights: its part of every sum is wrong."""
+    other = make_tiny_model(tmp_path / "mac2" / "model", hidden_act="silu", rope_theta=77.0)
+    root = tmp_path / "mac1"
+    root.mkdir()
+    (root / "model").symlink_to(tiny_model)
+    (tmp_path / "run").mkdir()
+    # one name on every node, as on real Macs; each rank's home has its own file behind it
+    homes = [{"HOME": str(root)}, {"HOME": str(other.parent)}]
+
+    from jaccl_kernel.jobs.run import run
+    from jaccl_kernel.jobs.spec import JobSpec
+    from jaccl_kernel.report import parity
+
+    wanted = options(tiny_model, repeats=1)
+    hosts = make_hostfile(2)
+    one = await run(JobSpec(hosts.subset([0]), wanted.program(str(tiny_model)), "ring"))
+    score = one.results[0]["score"]
+    tokens = one.results[0]["runs"][0]["tokens"]
+    two = await run(
+        JobSpec(hosts, wanted.program("~/model"), "ring", rank_env=tuple(homes)),
+        payload={"reference": {"tokens": tokens, "top": score["top"]}},
+    )
+    gate = parity.compare(tokens, two.results[0]["runs"][0]["tokens"], score, two.results[0]["score"])
+    assert gate.max_logprob_diff is not None
+    assert gate.tolerance is not None
+    assert gate.max_logprob_diff > gate.tolerance
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"max_tokens": 0}, "--max-tokens is 0"),
+        ({"repeats": 0}, "--repeats is 0"),
+        ({"prompt": "  "}, "the prompt is empty"),
+        ({"prompt": None, "prompt_tokens": 0}, "--prompt-tokens is 0"),
+        ({"prompt_tokens": 5}, "both a prompt"),
+        ({"ranks": [3]}, "the hostfile has 2 hosts"),
+        ({"ranks": [0]}, "cannot run on 0 ranks"),
+        ({"ranks": []}, "cannot run on no ranks"),
+    ],
+)
+async def test_what_makes_no_sense_is_refused_before_anything_starts(
+    tiny_model: Path, changes: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(InputError, match=told):
+        await bench(make_hostfile(2), options(tiny_model, **changes), on_event=_no_job)
+
+
+async def test_a_hostfile_that_would_stop_the_job_is_refused(tiny_model: Path) -> None:
+    hosts = (Host("a"), Host("b"))
+    with pytest.raises(HostfileError):
+        await bench(Hostfile(hosts, "jaccl"), options(tiny_model), on_event=_no_job)
+
+
+async def test_a_model_that_does_not_split_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path / "m", num_attention_heads=3, num_key_value_heads=3, hidden_size=48)
+    with pytest.raises(ModelError, match=r"over 2 ranks.*heads"):
+        await bench(make_hostfile(2), options(model, ranks=[1, 2]), on_event=_no_job)
+
+
+async def test_damaged_models_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path / "m")
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
+        await bench(make_hostfile(2), options(model), on_event=_no_job)
+    weights.unlink()
+    with pytest.raises(ModelError, match="weights"):
+        await bench(make_hostfile(2), options(model), on_event=_no_job)
+    with pytest.raises(ModelError):
+        await bench(make_hostfile(2), options(tmp_path / "nowhere"), on_event=_no_job)
+
+
+async def test_a_rank_that_fails_at_load_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    """The model is whole on this machine, but the tokenizer cannot be read by the ranks."""
+    model = make_tiny_model(tmp_path / "m")
+    (model / "tokenizer.json").write_text("{")
+    with pytest.raises(RankDied, match="at stage 'load'") as caught:
+        await bench(make_hostfile(2), options(model, ranks=[2]))
+    assert caught.value.where in ("mac1", "mac2")
+
+
+async def test_a_rank_killed_in_the_middle_of_generation_is_named(tiny_model: Path) -> None:
+    pids: dict[int, int] = {}
+
+    def kill(event: Event) -> None:
+        if event.kind == "hello":
+            pids[event.rank] = event.data["pid"]
+        if event.kind == "stage" and event.data["name"] == "measure" and event.rank == 1 and 1 in pids:
+            os.kill(pids.pop(1), signal.SIGKILL)
+
+    with pytest.raises(RankDied, match="SIGKILL") as caught:
+        await bench(make_hostfile(2), options(tiny_model, max_tokens=2000, ranks=[2]), on_event=kill)
+    assert (caught.value.rank, caught.value.where) == (1, "mac2")
+
+
+async def test_stopping_in_the_middle_leaves_nothing(tiny_model: Path) -> None:
+    measuring = asyncio.Event()
+    task = asyncio.create_task(
+        bench(
+            make_hostfile(2),
+            options(tiny_model, max_tokens=3000, ranks=[2]),
+            on_event=lambda event: measuring.set() if event.data.get("name") == "measure" else None,
+        )
+    )
+    await asyncio.wait_for(measuring.wait(), 60)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_two_at_once_on_one_machine_are_refused(tiny_model: Path) -> None:
+    with lock.hold(["127.0.0.1"], "a benchmark"), pytest.raises(Busy, match="a benchmark"):
+        await bench(make_hostfile(2), options(tiny_model))
+
+
+def _no_job(event: Event) -> None:
+    assert event.kind != "job", "a job was started"

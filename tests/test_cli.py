@@ -1,0 +1,142 @@
+"""`jaccl` from a terminal: real processes, exit statuses, signals. pytest tests/test_cli.py."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+JACCL = str(Path(sys.executable).with_name("jaccl"))
+
+
+def jaccl(*arguments: object, **more: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [JACCL, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False, **more
+    )
+
+
+def test_importing_the_package_or_the_command_line_brings_no_mlx() -> None:
+    script = (
+        "import sys, jaccl_kernel, jaccl_kernel.cli, jaccl_kernel.steps.bench; print('mlx' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["bench"], ["hostfile", "check"], ["hostfile", "new"], ["rehearse"], ["model"]]
+)
+def test_every_command_has_help(command: list[str]) -> None:
+    done = jaccl(*command, "--help")
+    assert done.returncode == 0
+    assert "usage: jaccl" in done.stdout
+
+
+def test_a_template_is_written_once_and_checked(tmp_path: Path) -> None:
+    path = tmp_path / "four.json"
+    assert jaccl("hostfile", "new", "--hosts", "a,b,c,d", "-o", path).returncode == 0
+    again = jaccl("hostfile", "new", "--hosts", "a,b", "-o", path)
+    assert again.returncode == 2
+    assert "already exists" in again.stderr
+    assert len(json.loads(path.read_text())["hosts"]) == 4
+    checked = jaccl("hostfile", "check", path, "--json")
+    assert checked.returncode == 1
+    assert json.loads(checked.stdout)["ok"] is False
+
+
+def test_an_unreadable_hostfile_exits_2_with_line_and_column(tmp_path: Path) -> None:
+    (tmp_path / "h.json").write_text('{"hosts": [\n  {"ssh": "a",}\n]}')
+    done = jaccl("hostfile", "check", tmp_path / "h.json")
+    assert done.returncode == 2
+    assert "line 2" in done.stderr
+    assert jaccl("hostfile", "check", tmp_path / "none.json").returncode == 2
+
+
+def test_a_rehearsal_is_set_up_and_says_so(tmp_path: Path) -> None:
+    done = jaccl("rehearse", "--macs", 3, "-o", tmp_path / "r.json")
+    assert done.returncode == 0
+    assert "REHEARSAL" in done.stdout
+    assert "proves nothing about RDMA" in done.stdout
+    assert len(json.loads((tmp_path / "r.json").read_text())["hosts"]) == 3
+    assert (Path(os.environ["JACCL_CACHE"]) / "rehearsal" / "mac3" / "models").is_dir()
+    assert jaccl("hostfile", "check", tmp_path / "r.json").returncode == 0
+    assert jaccl("rehearse", "--macs", 9, "-o", tmp_path / "r.json").returncode == 2
+
+
+def test_bench_json_is_the_record_alone_on_stdout(tmp_path: Path, tiny_model: Path) -> None:
+    jaccl("rehearse", "-o", tmp_path / "r.json")
+    done = jaccl(
+        *("bench", tmp_path / "r.json", "--model", tiny_model, "--ranks", "1,2", "--max-tokens", 6),
+        *("--repeats", 1, "--prompt", "Grüße, 世界 'quoted' $HOME", "--env", "A=b c", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["schema"] == 1
+    assert [point["ranks"] for point in record["points"]] == [1, 2]
+    assert record["provenance"]["environment"]["A"] == "b c"
+    assert "REHEARSAL" in done.stderr
+
+
+def test_bench_tells_people_a_table_parity_and_the_record(tmp_path: Path, tiny_model: Path) -> None:
+    jaccl("rehearse", "-o", tmp_path / "r.json")
+    done = jaccl("bench", tmp_path / "r.json", "--model", tiny_model, "--ranks", "1", "--max-tokens", 4)
+    assert done.returncode == 0, done.stderr
+    assert "decode tok/s" in done.stdout
+    assert "Parity: not tested" in done.stdout
+    assert "mlx.launch" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "told"),
+    [
+        (["--max-tokens", "0"], 2, "--max-tokens is 0"),
+        (["--prompt", ""], 2, "the prompt is empty"),
+        (["--ranks", "x"], 2, "--ranks takes numbers"),
+        (["--ranks", "9"], 2, "the hostfile has 4 hosts"),
+        (["--env", "OOPS"], 2, "NAME=VALUE"),
+        (["--model", "/nowhere"], 1, "/nowhere"),
+    ],
+)
+def test_bad_input_is_told_with_a_fix(tmp_path: Path, arguments: list[str], status: int, told: str) -> None:
+    jaccl("rehearse", "-o", tmp_path / "r.json")
+    done = jaccl("bench", tmp_path / "r.json", *arguments)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["", "started with SIGINT ignored"])
+@pytest.mark.parametrize(("signum", "times"), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 1)])
+def test_an_interrupt_ends_a_benchmark_whole(
+    tmp_path: Path, tiny_model: Path, signum: signal.Signals, times: int, ignored: bool
+) -> None:
+    jaccl("rehearse", "-o", tmp_path / "r.json")
+
+    def ignore() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    process = subprocess.Popen(
+        [JACCL, "bench", tmp_path / "r.json", "--model", tiny_model, "--ranks", "2", "--max-tokens", "4000"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=ignore if ignored else None,
+    )
+    with process:
+        assert process.stderr
+        for line in process.stderr:
+            if "measure" in line:
+                break
+        for _ in range(times):
+            process.send_signal(signum)
+            time.sleep(0.05)  # two presses, not one
+        process.stderr.read()
+        assert process.wait(timeout=20) == 128 + signum
