@@ -21,50 +21,52 @@ from jaccl_kernel.errors import CommandTimeout, NodeError
 SPARE_S = 15.0  # for ssh and the shell, on top of the slowest command's own deadline
 ALARM = 142  # 128 + SIGALRM: how a shell tells that the deadline ended a command
 
-# perl is part of macOS (and of most Linux), `timeout` is not. The alarm outlives exec, so that the deadline
-# is the command's own; where perl is missing only the deadline of the whole script is left.
-_RUN = r"""
+# One perl starts all commands, each under an alarm that outlives exec, so that a deadline is the command's
+# own. perl is part of macOS (and of most Linux), `timeout` is not; without perl the whole script's is left.
+# Thunderbolt's facts are asked for in C: other locales translate words and decimal points.
+_SCRIPT = r"""
 set -u
-PATH="$PATH:$1"; export PATH
-# Thunderbolt's facts are asked for in C: other locales translate words and decimal points
-LC_ALL=C; export LC_ALL
-mark=$2
+PATH="$PATH:$1" LC_ALL=C mark=$2
+export PATH LC_ALL
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
-limited() {
-    if command -v perl >/dev/null; then
-        exec perl -e 'alarm shift; exec { $ARGV[0] } @ARGV or exit 127' "$@"
-    else
-        shift
-        exec "$@"
-    fi
-}
-ask() {
-    id=$1 seconds=$2
-    shift 2
-    {
-        if command -v "$1" >/dev/null; then
-            (limited "$seconds" "$@") >"$work/$id.out" 2>"$work/$id.err" </dev/null
-        else
-            echo "$1: command not found" >"$work/$id.err"
-            (exit 127)
-        fi
-        echo $? >"$work/$id.rc"
-    } 2>/dev/null &
-}
-"""
-_TELL = r"""
-wait
+ask() { id=$1; shift; "$@" >"$work/$id.out" 2>"$work/$id.err" </dev/null; echo $? >"$work/$id.rc"; }
+if command -v perl >/dev/null; then
+    perl -e '
+        my ($work, %%id) = shift;
+        while (@ARGV) {
+            my ($id, $seconds, $words) = splice @ARGV, 0, 3;
+            my @command = splice @ARGV, 0, $words;
+            my $pid = fork;
+            if (!$pid) {
+                open STDIN, "<", "/dev/null";
+                open STDOUT, ">", "$work/$id.out";
+                open STDERR, ">", "$work/$id.err";
+                alarm $seconds;
+                { exec { $command[0] } @command; }
+                print STDERR "$command[0]: command not found\n";
+                exit 127;
+            }
+            $id{$pid} = $id;
+        }
+        while ((my $pid = wait) > 0) {
+            open my $rc, ">", "$work/$id{$pid}.rc";
+            print $rc $? & 127 ? 128 + ($? & 127) : $? >> 8;
+        }
+    ' "$work" %(counted)s
+else
+    %(plain)s
+fi
 for rc in "$work"/*.rc; do
-    id=${rc%.rc}
+    id=${rc%%.rc}
     name=${id##*/}
-    printf '%s rc %s %s\n' "$mark" "$name" "$(cat "$rc")"
+    printf '%%s rc %%s %%s\n' "$mark" "$name" "$(cat "$rc")"
     for stream in out err; do
-        printf '%s %s %s\n' "$mark" "$stream" "$name"
+        printf '%%s %%s %%s\n' "$mark" "$stream" "$name"
         cat "$id.$stream" 2>/dev/null
         printf '\n'
     done
-    printf '%s end %s\n' "$mark" "$name"
+    printf '%%s end %%s\n' "$mark" "$name"
 done
 """
 
@@ -97,11 +99,9 @@ async def ask(node: Node, asked: Sequence[Command]) -> NodeFacts:
     ssh = getattr(node, "host", "127.0.0.1")
     mark = f"@@probe-{secrets.token_hex(8)}"
     deadline = max(command.deadline_s for command in asked) + SPARE_S
-    lines = [shlex.join(("ask", one.id, str(round(one.deadline_s)), *one.argv)) for one in asked]
-    script = _RUN + "\n".join(lines) + _TELL
     began = time.time()
     try:
-        done = await node.script(script, ":".join(SEARCH_PATH), mark, deadline=deadline, check=False)
+        done = await node.script(_script(asked), ":".join(SEARCH_PATH), mark, deadline=deadline, check=False)
     except CommandTimeout as error:
         return NodeFacts(node.name, ssh, error=error.what)
     except NodeError as error:
@@ -113,6 +113,14 @@ async def ask(node: Node, asked: Sequence[Command]) -> NodeFacts:
     # a command ran somewhere between the script's start and end: the middle is wrong by at most half of that
     middle = began + done.seconds / 2
     return assemble(node.name, ssh, {key: replace(one, at=middle) for key, one in results.items()})
+
+
+def _script(asked: Sequence[Command]) -> str:
+    counted = [(one.id, str(round(one.deadline_s)), str(len(one.argv)), *one.argv) for one in asked]
+    return _SCRIPT % {
+        "counted": shlex.join(word for command in counted for word in command),
+        "plain": "\n    ".join(shlex.join(("ask", one.id, *one.argv)) + " &" for one in asked) + "\n    wait",
+    }
 
 
 def parse_answers(text: str, mark: str) -> dict[str, CommandResult]:

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv4Interface
 
 from jaccl_kernel.errors import InputError
 from jaccl_kernel.rehearsal.macs import ClusterSpec, MacSpec
-from jaccl_kernel.rehearsal.network import BRIDGE, service
+from jaccl_kernel.rehearsal.network import BRIDGE, late_addresses, service
 
 _WIRED_LIMIT = "iogpu.wired_limit_mb="
 
@@ -54,7 +54,7 @@ def _ifconfig(spec: ClusterSpec, node: int, words: Sequence[str]) -> dict[str, o
             raise InputError(f"ifconfig: the rehearsal lets no one change {interface}")
         raise InputError(f"ifconfig: interface {interface} does not exist")
     if rest[:1] == ["inet6"]:
-        return _inet6(mac, number, rest[1:])
+        return _inet6(mac, node, number, rest[1:])
     down, given, address, mask, verb = mac.down, spec.ipv4(node, number), "", "", "set"
     remaining = iter([word for word in rest if word != "inet"])
     for word in remaining:
@@ -100,9 +100,10 @@ def _interface(tool: str, address: str, mask: str) -> IPv4Interface:
         raise InputError(f"{tool}: {address}: bad value") from None
 
 
-def _inet6(mac: MacSpec, number: int, words: Sequence[str]) -> dict[str, object]:
+def _inet6(mac: MacSpec, node: int, number: int, words: Sequence[str]) -> dict[str, object]:
     """The one thing to do with IPv6 here: take away the address that keeps IPv4 from GID index 1."""
-    if len(words) == 2 and words[1] in ("delete", "-alias", "remove") and number in mac.late_gid:
+    address, verb = words if len(words) == 2 else ("", "")
+    if verb in ("delete", "-alias", "remove") and address in late_addresses(mac, node, number):
         return {"late_gid": mac.late_gid - {number}}
     raise InputError("ifconfig: ioctl (SIOCDIFADDR): Can't assign requested address")
 

@@ -31,7 +31,12 @@ def gids(spec: ClusterSpec, node: int, number: int) -> list[str]:
     if number in mac.bridged and mac.bridge_state == "up":  # a member usually has none of its own
         return []
     mapped = [f"::ffff:{address.ip}" for address in spec.ipv4(node, number)]
-    return [_link_local(node, number), *_late(mac, node, number), *mapped]
+    return [_link_local(node, number), *late_addresses(mac, node, number), *mapped]
+
+
+def late_addresses(mac: MacSpec, node: int, number: int) -> list[str]:
+    """The IPv6 address that takes index 1 of a port's GID table from its IPv4 address, if one does."""
+    return [f"fd00::{node + 1:x}:{number:x}"] if number in mac.late_gid else []
 
 
 def answers(spec: ClusterSpec, node: int) -> Iterator[tuple[str, str, int]]:
@@ -77,7 +82,7 @@ def _interfaces(spec: ClusterSpec, node: int) -> Iterator[tuple[str, str]]:
         lines = _head(name, _mac_address(node, 16 + number), up=up)
         if cabled and up and number not in mac.bridged:
             lines.append(f"\tinet6 {_link_local(node, number)}%{name} prefixlen 64 secured scopeid 0x9")
-            lines += [f"\tinet6 {late} prefixlen 64" for late in _late(mac, node, number)]
+            lines += [f"\tinet6 {late} prefixlen 64" for late in late_addresses(mac, node, number)]
         lines += _inet(spec.ipv4(node, number))
         yield name, _text(lines, active=cabled and up)
     if mac.bridge_state != "none":
@@ -123,11 +128,6 @@ def _service_info(addresses: Sequence[IPv4Interface], *, manual: bool) -> str:
     if addresses:
         lines += [f"IP address: {addresses[0].ip}", f"Subnet mask: {addresses[0].netmask}"]
     return "\n".join([*lines, "Router: (null)", "IPv6: Automatic"]) + "\n"
-
-
-def _late(mac: MacSpec, node: int, number: int) -> list[str]:
-    """The address that takes index 1 of a port's GID table from its IPv4 address, if one does."""
-    return [f"fd00::{node + 1:x}:{number:x}"] if number in mac.late_gid else []
 
 
 def _link_local(node: int, number: int) -> str:

@@ -29,8 +29,8 @@ def main(home: str, *line: str) -> str:
         MacFolder(Path(home)).change(line)
     except InputError as refusal:
         return refusal.what
-    except JacclError as error:
-        return str(error)
+    except (JacclError, OSError) as error:
+        return f"{line[0]}: {error}"
     return ""
 
 

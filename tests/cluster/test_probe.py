@@ -1,6 +1,7 @@
 """The scan: one round trip, deadlines, and a node that fails alone. pytest tests/cluster/test_probe.py."""
 
 import asyncio
+import shutil
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,19 @@ async def test_a_command_that_hangs_costs_only_itself(tmp_path: Path) -> None:
     assert facts.outcomes["ibv_devinfo"].status == "timeout"
     assert facts.devices is None
     assert facts.rdma == "disabled"
+
+
+async def test_a_node_without_perl_answers_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mac = node(tmp_path, rdma_ctl="echo enabled")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("sh", "mktemp", "cat", "rm", "date"):
+        (tools / tool).symlink_to(shutil.which(tool) or "/nowhere")
+    monkeypatch.setattr("jaccl_kernel.cluster.probe.SEARCH_PATH", (str(tools),))
+    alone = LocalNode("mac", home=mac.home, path=f"{mac.home}/bin:{tools}")
+    facts = await ask(alone, [Command("rdma_ctl", ("rdma_ctl", "status")), Command("sw_vers", ("sw_vers",))])
+    assert facts.rdma == "enabled"
+    assert facts.missing_tools == ("sw_vers",)
 
 
 async def test_a_node_that_cannot_be_asked_fails_alone_and_says_why(tmp_path: Path) -> None:

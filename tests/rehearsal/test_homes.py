@@ -1,4 +1,4 @@
-"""Simulated Macs on disk: their commands, and what is typed on them. Run: pytest tests/rehearsal/test_homes.py"""
+"""Simulated Macs on disk: commands, and what is typed on them. Run: pytest tests/rehearsal/test_homes.py"""
 
 import json
 import os
@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from jaccl_kernel.cluster.hostfile import Host, Hostfile
 from jaccl_kernel.cluster.shell import Completed
 from jaccl_kernel.errors import JacclError
+from jaccl_kernel.jobs import ports
+from jaccl_kernel.jobs.run import run
+from jaccl_kernel.jobs.spec import JobSpec
 from jaccl_kernel.rehearsal import homes
-from jaccl_kernel.rehearsal.plan import make_hostfile, with_changes
+from jaccl_kernel.rehearsal.plan import make_hostfile, runnable, with_changes
 from jaccl_kernel.steps.cluster import Cluster
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -79,8 +83,8 @@ async def test_what_sudo_changes_shows_and_its_undo_takes_it_back() -> None:
     again = Cluster.of(cluster.hostfile)  # as the next step makes it
     assert "::ffff:192.168.9.1" in await said(again, "ibv_devinfo -v")
     assert "::ffff:192.168.9.1" not in await said(again, "ibv_devinfo -v", node=1)
-    undo = "printf 'ifconfig en3 inet 192.168.9.1 -alias\\nifconfig bridge0 addm en3\\n' >undo.sh; sudo sh undo.sh"
-    assert (await typed(again, undo)).returncode == 0
+    undo = "ifconfig en3 inet 192.168.9.1 -alias; ifconfig bridge0 addm en3"
+    assert (await typed(again, f"echo '{undo}' >undo.sh; sudo sh undo.sh")).returncode == 0
     assert await said(again, "ifconfig -a; ibv_devinfo -v") == before
 
 
@@ -162,3 +166,19 @@ def test_every_command_is_a_script_that_sh_takes() -> None:
             assert os.access(command, os.X_OK)
             assert "REHEARSAL" in command.read_text()
             subprocess.run(["/bin/sh", "-n", command], check=True, timeout=10)
+
+
+async def test_jobs_run_on_a_hostfile_that_was_set_up_from_a_rehearsal() -> None:
+    rows = ((None, "rdma_en3"), ("rdma_en3", None))
+    hosts = (Host("mac1", ("10.0.0.11",), rows[0]), Host("mac2", (), rows[1]))
+    cluster = Cluster.of(runnable(Hostfile(hosts, backend="jaccl"), make_hostfile(2)))
+    spec = JobSpec(
+        cluster.hostfile,
+        ("smoke",),
+        cluster.hostfile.backend,
+        python=str(homes.macs(cluster.hostfile)[0].python),
+        rank_env=cluster.rank_env,
+        starting_port=ports.choose(2),
+    )
+    outcome = await run(spec)
+    assert [result["size"] for result in outcome.results] == [2, 2]

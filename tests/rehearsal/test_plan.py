@@ -1,4 +1,4 @@
-"""A rehearsal's hostfile, and what real Macs would have in its place. Run: pytest tests/rehearsal/test_plan.py"""
+"""A rehearsal's hostfile, and what real Macs would have there. Run: pytest tests/rehearsal/test_plan.py"""
 
 from pathlib import Path
 
