@@ -1,0 +1,41 @@
+"""`jaccl lab`: JupyterLab on the workbench's notebooks, from this environment, with nothing fetched from afar."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from jaccl_kernel.errors import JacclError
+
+# JupyterLab asks the network for news and for newer extensions: the workbench works without either
+OVERRIDES = {
+    "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
+    "@jupyterlab/extensionmanager-extension:plugin": {"enabled": False},
+}
+START = "00_start.ipynb"
+
+
+def open_lab(arguments: list[str]) -> int:
+    """Run JupyterLab on notebooks/00_start.ipynb until it ends; `arguments` go to `jupyter lab`.
+
+    Raises:
+        JacclError: the notebooks are not where this package was installed from.
+    """
+    folder = Path(__file__).resolve().parents[2] / "notebooks"
+    if not (folder / START).exists():
+        raise JacclError(
+            "the notebooks are not here",
+            where=str(folder),
+            fix="Install the package from a clone of the project (pip install -e .), which has them.",
+        )
+    settings = Path(sys.prefix) / "share" / "jupyter" / "lab" / "settings" / "overrides.json"
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    if not settings.exists():  # a person's own choices stay
+        settings.write_text(json.dumps(OVERRIDES, indent=1), encoding="utf-8")
+    root = folder.parent
+    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={root}", *arguments]
+    if not any(not argument.startswith("-") and argument.endswith(".ipynb") for argument in arguments):
+        command.append(f"--LabApp.default_url=/lab/tree/notebooks/{START}")
+    environ = os.environ | {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    return subprocess.call(command, env=environ, cwd=root)

@@ -1,0 +1,232 @@
+"""What every step's panel has: a title, choices, Run and Stop, progress, what went wrong, the result, a log.
+
+A panel of a step says which coroutine to run (`prepare`) and how to show what came of it (`show`, `hear`).
+The work runs on a thread of its own; Run starts it, and so does a cell with `await panel.run()`, which waits
+for its end. Stop and the kernel's interrupt (■) both cancel the step, which then ends its processes.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import ipywidgets as widgets
+from IPython.display import display
+
+from jaccl_kernel.errors import JacclError
+from jaccl_kernel.notebook.views import blocks
+from jaccl_kernel.notebook.views.log import LogView, describe
+from jaccl_kernel.notebook.views.progress import ProgressView
+from jaccl_kernel.notebook.work import Stopped, Work, briefly
+from jaccl_kernel.wire import HOST, Event
+
+LABEL_WIDTH = "120px"
+STYLE = {"description_width": LABEL_WIDTH}
+
+OnEvent = Callable[[Event], None]
+
+
+class StepPanel(widgets.VBox):
+    """The base of the panels.
+
+    Args:
+        title: the step's name.
+        subtitle: what it works on.
+        banner: HTML to stand above all else (a rehearsal's), or "".
+        names: the nodes' names, by rank.
+        choices: the widgets that say what to do; out of use while the step runs.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        *,
+        subtitle: str = "",
+        banner: str = "",
+        names: Sequence[str] = (),
+        choices: Sequence[widgets.Widget] = (),
+    ) -> None:
+        self.report: Any = None
+        self._title = title
+        self._names = tuple(names)
+        self._choices = tuple(choices)
+        self._work = Work(title, on_end=self._ended)
+        self.run_button = widgets.Button(description="Run", icon="play", button_style="primary")
+        self.stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
+        self.progress_view = ProgressView(names, label=f"{title}: progress")
+        self.log_view = LogView()
+        self.trouble = html_block()
+        self.result = html_block()
+        self.run_button.on_click(lambda _: self._click_run())
+        self.stop_button.on_click(lambda _: self.stop())
+        super().__init__(
+            [
+                html_block(banner, blocks.heading(title, subtitle)),
+                *choices,
+                widgets.HBox([self.run_button, self.stop_button], layout=widgets.Layout(margin="8px 0")),
+                self.progress_view,
+                self.trouble,
+                self.result,
+                self.log_view,
+            ],
+            layout=widgets.Layout(padding="4px 2px", max_width="1000px"),
+        )
+        self.add_class("jk-panel")
+
+    # what a step's panel says for itself
+
+    def prepare(self) -> Callable[[OnEvent], Coroutine[Any, Any, Any]]:
+        """Read the choices, and return the step as a function of its listener.
+
+        Raises:
+            JacclError: a choice makes no sense.
+        """
+        raise NotImplementedError
+
+    def hear(self, event: Event) -> None:
+        """Show what an event tells beyond progress and log; called on the work's thread."""
+
+    def show(self, report: Any) -> None:
+        """Show the result; called on the work's thread."""
+        raise NotImplementedError
+
+    # what they all do
+
+    @property
+    def running(self) -> bool:
+        """Whether the step is running."""
+        return self._work.running
+
+    def start(self) -> None:
+        """Start the step and return at once.
+
+        Raises:
+            JacclError: a choice makes no sense, or the step is running already (Busy).
+        """
+        step = self.prepare()
+        self._work.start(lambda: self._step(step))
+
+    def stop(self) -> None:
+        """Ask the step to stop, and return at once. Harmless when nothing runs, and when asked again."""
+        if self._work.stop():
+            self.stop_button.disabled = True
+            self.stop_button.description = "Stopping"
+
+    async def wait(self) -> Any:
+        """Wait for the end of the step that runs; its report. An interrupt of the cell stops the step.
+
+        Raises:
+            Stopped: it was stopped.
+            JacclError: it failed.
+        """
+        try:
+            with briefly():
+                return await self._work.wait()
+        except asyncio.CancelledError:  # what ipykernel makes of an interrupt in a cell that awaits
+            self.stop()
+            with briefly(), contextlib.suppress(asyncio.CancelledError):
+                return await self._work.wait()
+            raise
+
+    async def run(self) -> Any:
+        """Start the step and wait for its end: `report = await panel.run()`. See `start` and `wait`.
+
+        Stop and progress show in this cell too: the panel itself may be far up the page.
+        """
+        with briefly():
+            self.start()
+        display(widgets.VBox([self.stop_button, self.progress_view]))
+        return await self.wait()
+
+    def _click_run(self) -> None:
+        try:
+            self.start()
+        except JacclError as error:
+            self.trouble.value = blocks.page(blocks.error(error))
+
+    async def _step(self, step: Callable[[OnEvent], Coroutine[Any, Any, Any]]) -> Any:
+        self._set_running(True)
+        self.report = None
+        self.trouble.value = self.result.value = ""
+        self.log_view.clear()
+        self.progress_view.begin()
+        return await step(self._hear)
+
+    def _hear(self, event: Event) -> None:
+        self.progress_view.hear(event)
+        if line := describe(event):
+            source = "host" if event.rank == HOST else self._name(event.rank)
+            self.log_view.append(source, line)
+        self.hear(event)
+
+    def _ended(self, report: Any, error: BaseException | None) -> None:
+        try:
+            if isinstance(error, Stopped):
+                self.progress_view.end("stopped")
+                self.trouble.value = blocks.page(blocks.stopped("Stopped before it was done."))
+            elif error is not None:
+                self.progress_view.end("failed")
+                self.trouble.value = blocks.page(blocks.error(error))
+            else:
+                self.report = report
+                self.show(report)
+                self.progress_view.end("done")
+        except Exception as fault:
+            self.progress_view.end("failed")
+            self.trouble.value = blocks.page(blocks.error(fault))
+            raise
+        finally:
+            self.log_view.flush()
+            self._set_running(False)
+
+    def _set_running(self, running: bool) -> None:
+        self.run_button.disabled = running
+        self.stop_button.disabled = not running
+        self.stop_button.description = "Stop"
+        for choice in self._choices:
+            set_disabled(choice, running)
+
+    def _name(self, rank: int) -> str:
+        return self._names[rank] if rank < len(self._names) else f"rank {rank}"
+
+
+def html_block(*parts: str) -> widgets.HTML:
+    """Blocks of HTML as a widget."""
+    return widgets.HTML(blocks.page(*parts))
+
+
+def labelled(label: str, *inner: widgets.Widget) -> widgets.HBox:
+    """Widgets in a row behind a label, aligned with those that have a description of their own."""
+    beside = widgets.Layout(width=LABEL_WIDTH, justify_content="flex-end", margin="2px 8px 2px 2px")
+    return widgets.HBox(
+        [widgets.Label(label, layout=beside), *inner],
+        layout=widgets.Layout(align_items="center", flex_flow="row wrap"),
+    )
+
+
+def hint(text: str) -> widgets.Box:
+    """A sentence under a widget, aligned with it."""
+    return widgets.Box(
+        [html_block(blocks.paragraph(text, quiet=True))],
+        layout=widgets.Layout(margin=f"0 0 0 calc({LABEL_WIDTH} + 8px)", max_width="640px"),
+    )
+
+
+def text_box(value: str, label: str, placeholder: str, **traits: Any) -> widgets.Text:
+    """A line to type in, as wide as its fellows."""
+    return widgets.Text(
+        value, description=label, placeholder=placeholder, style=STYLE, layout=wide(), **traits
+    )
+
+
+def wide() -> widgets.Layout:
+    """The layout of one wide widget (a layout is a widget too: two that share one are hidden together)."""
+    return widgets.Layout(width="640px", max_width="100%")
+
+
+def set_disabled(widget: widgets.Widget, disabled: bool) -> None:
+    """Disable a widget and all that it holds."""
+    for inner in getattr(widget, "children", ()):
+        set_disabled(inner, disabled)
+    if widget.has_trait("disabled"):
+        widget.disabled = disabled

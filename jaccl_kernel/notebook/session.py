@@ -1,0 +1,126 @@
+"""What the notebooks agree on and keep across kernels: which hostfile, which model. One small JSON file.
+
+It lies in the cache folder: a choice can be made again. With nothing chosen, it is the rehearsal.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from jaccl_kernel.cluster.hostfile import Hostfile
+from jaccl_kernel.errors import JacclError
+from jaccl_kernel.paths import cache_dir
+from jaccl_kernel.rehearsal import homes
+
+REHEARSAL_MACS = 4
+
+
+@dataclass(frozen=True)
+class Session:
+    """The choices.
+
+    Attributes:
+        hostfile: an absolute path, or None for the rehearsal.
+        model: a folder or a hub id, or None for the demo model.
+    """
+
+    hostfile: str | None = None
+    model: str | None = None
+
+
+def session_file() -> Path:
+    """Where the choices are kept."""
+    return cache_dir() / "session.json"
+
+
+def read() -> Session:
+    """The choices as they were made last; those of a file that cannot be read count as not made."""
+    try:
+        told = json.loads(session_file().read_text(encoding="utf-8"))
+        return Session(**{key: told[key] for key in ("hostfile", "model") if isinstance(told.get(key), str)})
+    except (OSError, ValueError, AttributeError):
+        return Session()
+
+
+def choose_hostfile(path: str | os.PathLike[str] | None) -> Hostfile:
+    """Take this hostfile (None: the rehearsal) in all notebooks from now on, and return it.
+
+    Raises:
+        HostfileError: it cannot be read, or is not one; the old choice stays.
+        JacclError: the choice cannot be kept.
+    """
+    if path is None:
+        _write(replace(read(), hostfile=None))
+        return rehearsal()
+    absolute = Path(path).expanduser().resolve()
+    found = Hostfile.read(absolute)
+    _write(replace(read(), hostfile=str(absolute)))
+    return found
+
+
+def choose_model(model: str | None) -> None:
+    """Take this model (a folder or a hub id; None: the demo model) in all notebooks from now on.
+
+    Raises:
+        JacclError: the choice cannot be kept.
+    """
+    _write(replace(read(), model=model))
+
+
+def current() -> Hostfile:
+    """The hostfile that was chosen, read afresh; the rehearsal's when none was.
+
+    Raises:
+        HostfileError: the chosen file is gone, or is no hostfile any more.
+    """
+    chosen = read().hostfile
+    return Hostfile.read(chosen) if chosen else rehearsal()
+
+
+def rehearsal() -> Hostfile:
+    """The rehearsal's hostfile: `hostfiles/rehearsal.json` where there is one, else four made-up Macs."""
+    folder = hostfiles_folder()
+    if folder and (path := folder / "rehearsal.json").exists():
+        return Hostfile.read(path)
+    return homes.make_hostfile(REHEARSAL_MACS)
+
+
+def hostfiles_folder() -> Path | None:
+    """The `hostfiles` folder beside the notebooks: in the working folder or above it, else the clone's."""
+    here = Path.cwd()
+    clone = Path(__file__).resolve().parents[2]
+    return next(
+        (found for base in (here, *here.parents, clone) if (found := base / "hostfiles").is_dir()), None
+    )
+
+
+def hostfiles() -> list[Path]:
+    """The user's hostfiles there, without the templates and the rehearsal's."""
+    folder = hostfiles_folder()
+    if folder is None:
+        return []
+    return sorted(
+        path.resolve()
+        for path in folder.glob("*.json")
+        if path.name != "rehearsal.json" and not path.name.endswith(".template.json")
+    )
+
+
+def _write(session: Session) -> None:
+    target = session_file()
+    scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_text(json.dumps(asdict(session), indent=1), encoding="utf-8")
+        scratch.replace(target)  # whole or not at all: another notebook may be reading
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            scratch.unlink()
+        raise JacclError(
+            f"the choice cannot be kept: {error.strerror or error}",
+            where=str(target),
+            fix="Free some space there, or set JACCL_CACHE to a folder that can be written.",
+        ) from error
