@@ -1,4 +1,4 @@
-"""`jaccl lab`: JupyterLab on the workbench's notebooks, from this environment, with nothing fetched from afar."""
+"""`jaccl lab`: JupyterLab on the workbench's notebooks, from this environment, nothing fetched from afar."""
 
 import json
 import os
@@ -37,5 +37,6 @@ def open_lab(arguments: list[str]) -> int:
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={root}", *arguments]
     if not any(not argument.startswith("-") and argument.endswith(".ipynb") for argument in arguments):
         command.append(f"--LabApp.default_url=/lab/tree/notebooks/{START}")
-    environ = os.environ | {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    # a kernel's working folder is notebooks/: records belong beside it
+    environ = {"JACCL_RESULTS": str(root / "results"), **os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     return subprocess.call(command, env=environ, cwd=root)

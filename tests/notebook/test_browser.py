@@ -119,7 +119,7 @@ def test_start_shows_where_you_stand_and_leads_to_the_bench(lab: Lab, browser: A
     shown = notebook.outputs()
     for words in ("REHEARSAL", "mac1, mac2, mac3, mac4", "No problems found", "tiny llama"):
         assert words in shown
-    notebook.page.get_by_label("Cluster").select_option("Another hostfile …")
+    notebook.page.get_by_label("Cluster", exact=True).select_option("Another hostfile …")
     template = lab.root / "hostfiles" / "two-macs.template.json"
     shutil.copy(next((lab.root / "hostfiles").glob("*.template.json")), template)
     path = notebook.page.get_by_label("Path")
@@ -127,7 +127,7 @@ def test_start_shows_where_you_stand_and_leads_to_the_bench(lab: Lab, browser: A
     path.press("Enter")
     notebook.wait_for("placeholder")
     assert session.read().hostfile == str(template)
-    notebook.page.get_by_label("Cluster").select_option("Rehearsal: simulated Macs on this machine")
+    notebook.page.get_by_label("Cluster", exact=True).select_option("Rehearsal: simulated Macs on this machine")
     notebook.wait_for("No problems found")
     notebook.page.get_by_role("link", name="Bench: how fast").first.click()
     notebook.page.wait_for_url("**/tree/notebooks/05_bench.ipynb")
