@@ -9,13 +9,17 @@ import os
 import sys
 
 from jaccl_kernel import __version__
-from jaccl_kernel.commands import bench, hostfile, lab, model, prepare, rehearse, terminal
+from jaccl_kernel.commands import bench, bringup, hostfile, lab, model, prepare, rehearse, terminal
 from jaccl_kernel.errors import HostfileError, InputError, JacclError
 
 
 def main(argv: list[str] | None = None) -> None:
     """The console script `jaccl`."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options, more = parser.parse_known_args(argv)
+    options.more = more
+    if more and not getattr(options, "takes_more", False):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
     try:
         status = options.run(options)
     except (HostfileError, InputError) as error:
@@ -36,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"jaccl-kernel {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (hostfile, model, rehearse, prepare, bench, lab):
+    for group in (rehearse, prepare, bringup, hostfile, model, bench, lab):
         group.add(commands)
     return parser
 

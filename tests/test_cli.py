@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from jaccl_kernel.cli import main
+
 pytestmark = pytest.mark.usefixtures("nothing_left")
 JACCL = str(Path(sys.executable).with_name("jaccl"))
 
@@ -38,6 +40,21 @@ def test_every_command_has_help(command: list[str]) -> None:
     done = jaccl(*command, "--help")
     assert done.returncode == 0
     assert "usage: jaccl" in done.stdout
+
+
+def test_only_the_lab_takes_arguments_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    handed: list[list[str]] = []
+
+    def open_lab(more: list[str]) -> int:
+        handed.append(more)
+        return 0
+
+    monkeypatch.setattr("jaccl_kernel.notebook.lab.open_lab", open_lab)
+    with pytest.raises(SystemExit) as ended:
+        main(["lab", "--no-browser", "--port", "9999"])
+    assert (ended.value.code, handed) == (0, [["--no-browser", "--port", "9999"]])
+    wrong = jaccl("model", "demo", "--nonsense")
+    assert (wrong.returncode, "unrecognized arguments: --nonsense" in wrong.stderr) == (2, True)
 
 
 def test_a_template_is_written_once_and_checked(tmp_path: Path) -> None:

@@ -4,14 +4,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from jaccl_kernel.commands import terminal
+from jaccl_kernel.commands import bringup, terminal
 from jaccl_kernel.errors import InputError
 
 
 def add(commands: Any) -> None:
     """Add `jaccl hostfile`."""
-    hostfile = commands.add_parser("hostfile", help="check a hostfile, or write one to edit").add_subparsers(
-        required=True, metavar="check|new"
+    text = "check a hostfile, write a template to edit, or write the one that fits the cabling"
+    hostfile = commands.add_parser("hostfile", help=text, description=text).add_subparsers(
+        required=True, metavar="check|new|write"
     )
     check = hostfile.add_parser(
         "check", help="what mlx.launch and JACCL will make of it (exit 0 fine, 1 problems, 2 unreadable)"
@@ -24,6 +25,7 @@ def add(commands: Any) -> None:
     new.add_argument("--hosts", required=True, metavar="A,B,…", help="ssh names, rank 0 first")
     new.add_argument("-o", "--output", type=Path, metavar="F", help="default: stdout")
     new.set_defaults(run=_hostfile_new)
+    bringup.add_hostfile_write(hostfile)
 
 
 def _hostfile_check(options: argparse.Namespace) -> int:

@@ -6,14 +6,12 @@ from typing import Any
 
 def add(commands: Any) -> None:
     """Add `jaccl lab`."""
-    lab = commands.add_parser(
-        "lab", help="open the workbench in JupyterLab (other arguments go to jupyter lab)", add_help=False
-    )
-    lab.set_defaults(run=_lab)
-    lab.add_argument("arguments", nargs=argparse.REMAINDER)
+    text = "open the workbench in JupyterLab; arguments such as --no-browser or --port 9999 go to jupyter lab"
+    lab = commands.add_parser("lab", help=text, description=text)
+    lab.set_defaults(run=_lab, takes_more=True)
 
 
 def _lab(options: argparse.Namespace) -> int:
     from jaccl_kernel.notebook.lab import open_lab
 
-    return open_lab(options.arguments)
+    return open_lab(options.more)

@@ -52,5 +52,6 @@ def _rehearse(options: argparse.Namespace) -> int:
         print(f"  fault {fault}: {meanings[fault.partition(':')[0]]}")
     print(f"Ranks are real processes over MLX's ring backend. This machine has {os.cpu_count()} cores, so")
     print(f"{at_once} of them run at full speed at once; more run, and share.")
-    print(f"Hostfile: {path}\nNext: jaccl bench {path} --ranks 1,{min(2, at_once)}")
+    print(f"Hostfile: {path}\nNext: jaccl hostfile write {path} --yes; jaccl verify {path}")
+    print(f"Or at once: jaccl bench {path} --ranks 1,{min(2, at_once)}")
     return 0

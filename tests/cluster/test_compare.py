@@ -1,0 +1,202 @@
+"""A hostfile against the Macs as they are, cell by cell. Run: pytest tests/cluster/test_compare.py"""
+
+from dataclasses import replace
+
+import pytest
+
+from jaccl_kernel.cluster import compare
+from jaccl_kernel.cluster.hostfile import Host, Hostfile
+from jaccl_kernel.cluster.problem import Problem
+from jaccl_kernel.cluster.wiring import Wiring, wire
+from jaccl_kernel.rehearsal.faults import with_faults
+from jaccl_kernel.rehearsal.macs import ClusterSpec
+from jaccl_kernel.rehearsal.tools import facts
+
+
+def cabled(*faults: str, n: int = 4) -> Wiring:
+    return wire(facts(with_faults(ClusterSpec.healthy(n), faults)))
+
+
+def fitting(wiring: Wiring, *cells: tuple[int, int, object]) -> Hostfile:
+    """The hostfile of this cabling, some cells changed to (rank, column, value)."""
+    rows: list[list[object]] = [list(row) for row in wiring.rdma_matrix()]
+    for rank, column, value in cells:
+        rows[rank][column] = value
+    hosts = [Host(label, rdma=tuple(row)) for label, row in zip(wiring.labels, rows, strict=True)]
+    hosts[0] = replace(hosts[0], ips=("10.0.0.11",))
+    return Hostfile(tuple(hosts), "jaccl")
+
+
+def cells(hostfile: Hostfile, wiring: Wiring, *, ring: bool = False) -> list[Problem]:
+    return compare.cell_problems(hostfile, wiring, ring=ring)
+
+
+def ports(hostfile: Hostfile, wiring: Wiring) -> list[Problem]:
+    return compare.port_problems(compare.uses(hostfile, wiring, ring=False), wiring)
+
+
+def gids(hostfile: Hostfile, wiring: Wiring) -> list[Problem]:
+    return compare.gid_problems(compare.uses(hostfile, wiring, ring=False), wiring)
+
+
+HEALTHY = cabled()
+SOUND = fitting(HEALTHY)
+
+
+@pytest.mark.parametrize("n", range(2, 8))
+def test_what_the_cabling_gave_has_no_problem(n: int) -> None:
+    wiring = cabled(n=n)
+    hostfile = fitting(wiring)
+    assert cells(hostfile, wiring) == ports(hostfile, wiring) == gids(hostfile, wiring) == []
+
+
+def test_a_wrong_cell_is_named_with_where_it_leads_and_where_the_right_cable_is() -> None:
+    right, wrong = SOUND.hosts[2].rdma[0], SOUND.hosts[2].rdma[3]
+    problem = cells(fitting(HEALTHY, (2, 0, wrong)), HEALTHY)[0]
+    assert problem.code == "cell-wrong"
+    assert problem.where == "host 2 (macstudio3), rdma[0]"
+    assert problem.message == (
+        f"says {wrong}, but that port's cable leads to macstudio4; the cable to macstudio1 is on {right}."
+    )
+    assert problem.fix == f"Write {right} there, or move the cable."
+
+
+def test_every_wrong_cell_is_named() -> None:
+    row = SOUND.hosts[1].rdma
+    swapped = fitting(HEALTHY, (1, 0, row[2]), (1, 2, row[0]))
+    assert [p.where for p in cells(swapped, HEALTHY)] == [
+        "host 1 (macstudio2), rdma[0]",
+        "host 1 (macstudio2), rdma[2]",
+    ]
+
+
+def test_a_device_that_does_not_exist_is_named_with_those_that_do() -> None:
+    problem = cells(fitting(HEALTHY, (0, 1, "rdma_en12")), HEALTHY)[0]
+    assert problem.code == "cell-no-device"
+    assert "rdma_en12, which macstudio1 does not have: it has rdma_en2, rdma_en3" in problem.message
+    assert problem.fix == f"Write {SOUND.hosts[0].rdma[1]} there."
+
+
+def test_a_device_whose_port_is_empty_or_holds_a_dock_is_told_as_that() -> None:
+    empty = cells(fitting(HEALTHY, (0, 1, "rdma_en7")), HEALTHY)[0]
+    assert "nothing is plugged into that port (port 6 of macstudio1)" in empty.message
+    docked = cabled("dock:1")
+    problem = cells(fitting(docked, (0, 1, "rdma_en6")), docked)[0]
+    assert "TS5 Plus is plugged into port 4 of macstudio1" in problem.message
+
+
+def test_a_cable_that_was_pulled_makes_both_its_cells_wrong() -> None:
+    found = cells(SOUND, cabled("missing-cable:1-3"))
+    assert [p.where for p in found] == ["host 0 (macstudio1), rdma[2]", "host 2 (macstudio3), rdma[0]"]
+    assert "no cable leads from macstudio1 to macstudio3" in found[0].message
+    assert found[0].fix.startswith("Plug a cable between macstudio1 and macstudio3")
+
+
+def test_swapped_cables_make_the_old_matrix_wrong_and_say_the_right_devices() -> None:
+    wiring = cabled("swapped-cable:2")
+    for problem in cells(SOUND, wiring):
+        assert problem.code == "cell-wrong"
+        assert "host 1 (macstudio2)" in problem.where
+    assert cells(fitting(wiring), wiring) == []
+
+
+def test_the_ends_of_two_different_cables_are_told_though_each_leads_to_the_right_mac() -> None:
+    wiring = cabled("doubled-cable:1-2", n=3)
+    first, second = wiring.between((0, 1))
+    crossed = fitting(wiring, (0, 1, wiring.port(second.a).rdma_device))
+    problem = next(p for p in cells(crossed, wiring) if p.code == "cell-crossed")
+    assert problem.where == "host 0 (macstudio1), rdma[1]"
+    assert "two different cables" in problem.message
+    assert str(wiring.port(second.b).rdma_device) in problem.fix
+    assert str(wiring.port(first.b).rdma_device) in problem.message
+
+
+def test_a_cable_that_only_one_end_sees_is_no_proof() -> None:
+    problems = cells(SOUND, cabled("half-seen:1-2"))
+    assert {p.code for p in problems} == {"cell-half"}
+
+
+def test_what_a_silent_mac_leaves_open_is_untested_not_wrong() -> None:
+    found = cells(SOUND, cabled("ssh-fails:4"))
+    assert {p.code for p in found} == {compare.UNTESTED}
+    assert {p.severity for p in found} == {"warning"}
+    assert "host 3 (macstudio4), rdma[0]" in {p.where for p in found}
+
+
+def test_a_ring_is_judged_by_its_neighbours_cells_alone() -> None:
+    wiring = cabled("missing-cable:1-3")
+    order = wiring.ring
+    matrix = wiring.ring_matrix()
+    assert order is not None
+    assert matrix is not None
+    turned = wire([wiring.nodes[node] for node in order])
+    hosts = [
+        Host(label, rdma=tuple(tuple(cell) if cell else None for cell in row))
+        for label, row in zip(turned.labels, matrix, strict=True)
+    ]
+    assert cells(Hostfile(tuple(hosts), "jaccl-ring"), turned, ring=True) == []
+
+
+def test_ports_are_down_for_a_reason_at_the_other_end() -> None:
+    off = ports(SOUND, cabled("rdma-off:2"))
+    assert {p.code for p in off} == {"port-down", "device-missing"}
+    down = next(p for p in off if p.code == "port-down")
+    assert down.message == "rdma_en3 says PORT_DOWN: macstudio2, at the other end, has RDMA off."
+    asleep = ports(SOUND, cabled("asleep:4"))
+    assert "macstudio4, at the other end, does not answer: it may sleep" in asleep[0].message
+
+
+def test_an_old_matrix_without_a_cable_has_a_port_that_is_down() -> None:
+    found = ports(SOUND, cabled("missing-cable:1-3"))
+    assert "no cable of this cluster is in port 2 of macstudio1" in found[0].message
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "words"),
+    [
+        ("no-ipv4:3", "gid-no-ipv4", "port 1 of macstudio3 (rdma_en3) has no IPv4 address"),
+        ("bridged-port:2", "gid-bridge", "is a member of bridge0"),
+        ("gid-index-2:2", "gid-index", "at index 2, and JACCL sends with index 1"),
+    ],
+)
+def test_an_unusable_gid_is_told_with_its_first_cause(fault: str, code: str, words: str) -> None:
+    (problem,) = gids(SOUND, cabled(fault))
+    assert problem.code == code
+    assert words in problem.message
+    assert problem.fix
+
+
+def test_a_mac_without_devices_leaves_its_gids_untested() -> None:
+    found = gids(SOUND, cabled("rdma-off:2"))
+    assert {p.code for p in found} == {compare.UNTESTED}
+    assert all("macstudio2" in p.where for p in found)
+
+
+def test_a_command_that_hung_leaves_states_and_gids_untested_and_is_named() -> None:
+    wiring = cabled("hang:2:ibv_devinfo")
+    for found in (ports(SOUND, wiring), gids(SOUND, wiring)):
+        assert {p.code for p in found} == {compare.UNTESTED}
+        assert "ibv_devinfo on macstudio2 did not end in time" in found[0].message
+
+
+def test_without_a_matrix_the_cables_say_which_ports_are_used() -> None:
+    bare = Hostfile(tuple(Host(label) for label in HEALTHY.labels))
+    assert len(compare.uses(bare, HEALTHY, ring=False)) == 12
+
+
+def test_the_coordinator_is_judged_by_what_rank_0_says() -> None:
+    assert compare.coordinator_problem("10.0.0.11", HEALTHY.nodes, HEALTHY.labels) is None
+    problem = compare.coordinator_problem("10.0.0.99", HEALTHY.nodes, HEALTHY.labels)
+    assert problem is not None
+    assert problem.code == "coordinator-stale"
+    assert problem.fix == "Write 10.0.0.11 (en0, Ethernet)."
+    silent = cabled("asleep:1")
+    problem = compare.coordinator_problem("10.0.0.11", silent.nodes, silent.labels)
+    assert problem is not None
+    assert problem.code == compare.UNTESTED
+
+
+def test_a_row_of_another_length_is_left_to_check() -> None:
+    hosts = (replace(SOUND.hosts[0], rdma=(None, "x")), *SOUND.hosts[1:])
+    found = cells(replace(SOUND, hosts=hosts), HEALTHY)
+    assert not any("host 0" in p.where for p in found)
