@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 
 import jaccl_kernel
-from jaccl_kernel.commands import prepare
 from jaccl_kernel.cluster.facts import PythonFacts
 from jaccl_kernel.cluster.hostfile import Host, Hostfile
 from jaccl_kernel.cluster.shell import LocalNode, Node, SshNode
+from jaccl_kernel.commands import prepare
 from jaccl_kernel.errors import Busy, InputError, JacclError
 from jaccl_kernel.jobs import lock
 from jaccl_kernel.rehearsal import tools
