@@ -9,7 +9,7 @@ import os
 import sys
 
 from jaccl_kernel import __version__
-from jaccl_kernel.commands import bench, bringup, hostfile, lab, model, prepare, rehearse, terminal
+from jaccl_kernel.commands import bench, bringup, hostfile, lab, model, prepare, rehearse, sync, terminal
 from jaccl_kernel.errors import HostfileError, InputError, JacclError
 
 
@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"jaccl-kernel {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (rehearse, prepare, bringup, hostfile, model, bench, lab):
+    for group in (rehearse, prepare, bringup, hostfile, model, sync, bench, lab):
         group.add(commands)
     return parser
 

@@ -389,7 +389,7 @@ def _made(folder: Path, where: str) -> Path:
 
 
 def _shown(argv: Sequence[str]) -> str:
-    if tuple(argv[:2]) == ("/bin/sh", "-c"):  # see `script`: its text would fill the screen
+    if tuple(argv[:2]) == ("/bin/sh", "-c") and tuple(argv[3:4]) == ("sh",):  # `script`: a screenful
         return "a shell script"
     text = " ".join(shlex.join(argv).split())
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"

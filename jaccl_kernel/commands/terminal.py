@@ -80,7 +80,9 @@ def wait_for(work: Coroutine[Any, Any, T]) -> T:
         except asyncio.CancelledError:
             if got:
                 print("Stopped: nothing was left running.", file=sys.stderr, flush=True)
-                sys.exit(128 + got[0])
+                sys.stdout.flush()
+                # at once: a second signal while the interpreter winds down would change the exit status
+                os._exit(128 + got[0])
             raise
 
     return asyncio.run(guarded())

@@ -1,0 +1,119 @@
+"""What a folder holds, hashed where it is. pytest tests/cluster/test_survey.py."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from jaccl_kernel.cluster.shell import LocalNode
+from jaccl_kernel.cluster.survey import parse_survey, sibling, survey
+from jaccl_kernel.cluster.tree import Difference, FileEntry, Tree
+from jaccl_kernel.errors import NodeError
+
+KEY = "1:2:{size}:1700000000.123:1700000001.5"
+SUM = "a" * 64
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    (tmp_path / "home" / "m").mkdir(parents=True)
+    return tmp_path / "home"
+
+
+async def hashed(node: LocalNode, **options: str) -> list[int]:
+    """The bytes that a look had to hash, one figure per file."""
+    told: list[int] = []
+    await survey(node, "~/m", on_hash=lambda done, total: told.append(total), **options)  # type: ignore[arg-type]
+    return told
+
+
+async def test_every_file_is_told_with_size_time_and_hash(home: Path) -> None:
+    (home / "m" / "sub dir").mkdir()
+    (home / "m" / "sub dir" / "é 'x' \\ $y").write_bytes(b"abc")
+    (home / "m" / "empty").touch()
+    (home / "m" / ".hidden").write_text("x")
+    (home / "m" / "link").symlink_to(home / "m" / "empty")
+    (home / "m" / "dead link").symlink_to("nowhere")
+    os.utime(home / "m" / "empty", (5, 5))
+    seen = await survey(LocalNode("mac", home), "~/m")
+    assert seen.path == str((home / "m").resolve())
+    assert seen.tree.files == {
+        "sub dir/é 'x' \\ $y": FileEntry(
+            3,
+            int((home / "m" / "sub dir" / "é 'x' \\ $y").stat().st_mtime),
+            hashlib.sha256(b"abc").hexdigest(),
+        ),
+        "empty": FileEntry(0, 5, hashlib.sha256(b"").hexdigest()),
+        "link": FileEntry(0, 5, hashlib.sha256(b"").hexdigest()),
+    }
+    assert seen.free
+    assert seen.home == str(home)
+
+
+async def test_a_hash_is_kept_until_the_file_is_touched_in_any_way(home: Path) -> None:
+    node = LocalNode("mac", home)
+    file = home / "m" / "weights"
+    file.write_bytes(b"a" * 1000)
+    assert await hashed(node) == [1000]
+    assert await hashed(node) == []
+    (home / "m").rename(home / "n")
+    (home / "n").rename(home / "m")
+    assert await hashed(node) == []
+    assert await hashed(node, hashes="fresh") == [1000]
+    times = file.stat()
+    file.write_bytes(b"b" * 1000)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert await hashed(node) == [1000], "same size, same time, other bytes"
+
+
+async def test_the_hidden_sibling_is_listed_not_hashed(home: Path) -> None:
+    (home / ".m.partial").mkdir()
+    (home / ".m.partial" / "part").write_text("12")
+    seen = await survey(LocalNode("mac", home), "~/m")
+    assert seen.partial.files["part"].sha256 is None
+    assert seen.partial.bytes == 2
+
+
+async def test_what_is_missing_or_no_folder_is_told(home: Path) -> None:
+    node = LocalNode("mac", home)
+    missing = await survey(node, "~/far/away/x")
+    assert (missing.state, missing.path) == ("missing", f"{home}/far/away/x")
+    assert missing.free
+    (home / "file").touch()
+    assert (await survey(node, "~/file")).state == "taken"
+
+
+async def test_a_name_with_a_line_break_is_refused(home: Path) -> None:
+    (home / "m" / "a\nb").touch()
+    with pytest.raises(NodeError, match="cannot be copied safely"):
+        await survey(LocalNode("mac", home), "~/m")
+
+
+def test_an_answer_that_is_cut_off_is_no_answer() -> None:
+    with pytest.raises(NodeError, match="cut off"):
+        parse_survey("home//h\nfolder//h/m\n", "mac")
+    with pytest.raises(NodeError, match="changes while it is read"):
+        parse_survey(f"folder//h/m\nfile/changing/{KEY.format(size=1)}/./x\nend/\n", "mac")
+    whole = parse_survey(f"folder//h/m\nfile/{SUM}/{KEY.format(size=7)}/./x\nend/\n", "mac")
+    assert whole.tree.files == {"x": FileEntry(7, 1700000000, SUM)}
+    assert whole.free is None
+
+
+def test_a_difference_is_told_in_words() -> None:
+    one = Tree({name: FileEntry(1, 0, SUM) for name in ("a", "b", "c", "d", "e")})
+    other = Tree({"a": FileEntry(1, 9, SUM), "e": FileEntry(1, 0, "b" * 64), "x": FileEntry(1, 0, SUM)})
+    assert str(one.difference(other)) == "lacks b, c, d; has another e; has besides x"
+    assert not one.difference(one)
+    assert Difference(missing=tuple("abcde")).missing
+    assert str(Difference(missing=tuple("abcde"))) == "lacks a, b, c and 2 more"
+    assert one.digest != other.digest
+
+
+def test_a_file_without_a_hash_is_never_the_same() -> None:
+    entry = FileEntry(1, 0)
+    assert not entry.same_content(entry)
+
+
+def test_the_sibling_is_hidden_and_beside() -> None:
+    assert sibling("/a b/m.x") == "/a b/.m.x.partial"
