@@ -14,7 +14,7 @@ from jaccl_kernel.models.resolve import DEMO, resolve
 from jaccl_kernel.notebook import session
 from jaccl_kernel.notebook.panels.base import STYLE, html_block, labelled, text_box, wide
 from jaccl_kernel.notebook.views import blocks
-from jaccl_kernel.rehearsal import homes
+from jaccl_kernel.rehearsal import homes, plan
 from jaccl_kernel.report import record
 
 OTHER = "other"
@@ -53,6 +53,10 @@ class StartPanel(widgets.VBox):
             session.read().model or DEMO, "Model", "demo, a folder, or ORG/NAME", continuous_update=False
         )
         self._use_row = labelled("", self.use_button)
+        self.faults = text_box(
+            "", "Faults", "none; such as rdma-off:2, missing-cable:1-3", continuous_update=False
+        )
+        self.faults.observe(lambda _: self.break_rehearsal(self.faults.value), "value")
         self.banner, self.finding, self.standing = html_block(), html_block(), html_block()
         # a plain output, since JupyterLab opens its links to notebooks as tabs
         self.steps = widgets.Output()
@@ -67,6 +71,7 @@ class StartPanel(widgets.VBox):
                 self.choice,
                 self.path,
                 self._use_row,
+                self.faults,
                 self.model,
                 self.finding,
                 self.standing,
@@ -87,6 +92,26 @@ class StartPanel(widgets.VBox):
         else:
             self.refresh()
 
+    def break_rehearsal(self, faults: str) -> None:
+        """Give the rehearsal these faults, separated by commas, and no others; "" mends it all.
+
+        With faults it is a hostfile of its own, rehearsal.local.json, which all notebooks then use.
+        """
+        wanted = [fault.strip() for fault in faults.split(",") if fault.strip()]
+        try:
+            before = session.current()
+            if plan.Plan.of(before).faults == tuple(wanted):
+                return
+            changed = plan.with_changes(before, add=wanted, fix=[*plan.Plan.of(before).faults])
+            path = (session.hostfiles_folder() or Path.cwd()) / "rehearsal.local.json"
+            homes.prepare(changed)
+            changed.write(path)
+            session.choose_hostfile(path)
+        except JacclError as error:
+            self.finding.value = blocks.page(blocks.error(error))
+        else:
+            self.refresh()
+
     def refresh(self) -> None:
         """Look again: at the hostfile, the model, the last record, the notebooks."""
         try:
@@ -96,6 +121,9 @@ class StartPanel(widgets.VBox):
             self.finding.value = blocks.page(blocks.error(error))
             return
         simulated = homes.is_rehearsal(hostfile)
+        self.faults.layout.display = None if simulated else "none"
+        if simulated:
+            self.faults.value = ", ".join(plan.Plan.of(hostfile).faults)
         self.banner.value = blocks.page(blocks.rehearsal(homes.NOTE)) if simulated else ""
         self.finding.value = blocks.page(blocks.problems(check(hostfile)))
         self.standing.value = blocks.page(blocks.facts(_standing(hostfile)))

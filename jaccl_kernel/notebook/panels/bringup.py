@@ -1,0 +1,74 @@
+"""What the bring-up panels share: the notebooks' cluster, its banner, and a second action beside Run."""
+
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import ipywidgets as widgets
+
+from jaccl_kernel.cluster.hostfile import Hostfile
+from jaccl_kernel.errors import JacclError
+from jaccl_kernel.notebook import session
+from jaccl_kernel.notebook.panels.base import OnEvent, StepPanel
+from jaccl_kernel.notebook.views import blocks
+from jaccl_kernel.notebook.work import briefly
+from jaccl_kernel.rehearsal import homes
+from jaccl_kernel.steps.cluster import Cluster
+
+Step = Callable[[OnEvent], Coroutine[Any, Any, Any]]
+MARKS = {"good": "✓", "fair": "≈", "bad": "✕", "none": "–"}
+
+
+class BringUpPanel(StepPanel):
+    """A step's panel on the notebooks' cluster, which is read afresh for every run.
+
+    Args:
+        title: the step's name.
+        hostfile: another cluster than the notebooks'.
+        choices: see StepPanel.
+    """
+
+    def __init__(
+        self, title: str, hostfile: Hostfile | None = None, *, choices: Sequence[widgets.Widget] = ()
+    ) -> None:
+        self._given = hostfile
+        with briefly():
+            found = self.hostfile()
+        simulated = homes.is_rehearsal(found)
+        super().__init__(
+            title,
+            subtitle=f"{found.path.name if found.path else 'made-up hostfile'}: "
+            + ", ".join(host.name for host in found.hosts),
+            banner=blocks.rehearsal(homes.NOTE) if simulated else "",
+            names=[host.name for host in found.hosts],
+            choices=choices,
+        )
+
+    def hostfile(self) -> Hostfile:
+        """The hostfile as it is now."""
+        return self._given if self._given is not None else session.current()
+
+    def cluster(self) -> Cluster:
+        """The cluster as it is now."""
+        return Cluster.of(self.hostfile())
+
+    def act(self, step: Step) -> None:
+        """Start another action than Run's; its report comes to `show` too. Told as trouble if it cannot."""
+        try:
+            self._work.start(lambda: self._step(step))
+        except JacclError as error:
+            self.trouble.value = blocks.page(blocks.error(error))
+
+    def add_below(self, *more: widgets.Widget) -> None:
+        """Put widgets between the result and the log."""
+        *above, log = self.children  # type: ignore[has-type]
+        self.children = (*above, *more, log)
+
+
+def card(title: str, state: str, text: str, *inside: str) -> str:
+    """One thing with its light: a line that says it in words and a mark, and what belongs to it."""
+    return f'<div class="jk-card">{blocks.verdict(f"{title}: {text}", state)}{"".join(inside)}</div>'
+
+
+def items(texts: Sequence[str]) -> str:
+    """Sentences as a list; "" for none."""
+    return f"<ul>{''.join(f'<li>{blocks.escape(text)}</li>' for text in texts)}</ul>" if texts else ""

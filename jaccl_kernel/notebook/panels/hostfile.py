@@ -1,0 +1,148 @@
+"""The hostfile's panel: the cabling drawn, cable moves in words, the hostfile that fits, and what changes.
+
+Writing the file, and changing the Macs' network, are clicks of their own, after what they would do was shown.
+"""
+
+from pathlib import Path
+
+import ipywidgets as widgets
+
+from jaccl_kernel.cluster.drawing import headline, svg
+from jaccl_kernel.cluster.hostfile import Hostfile
+from jaccl_kernel.errors import InputError, JacclError
+from jaccl_kernel.notebook import session
+from jaccl_kernel.notebook.panels.base import hint
+from jaccl_kernel.notebook.panels.bringup import BringUpPanel, Step, card, items
+from jaccl_kernel.notebook.views import blocks
+from jaccl_kernel.steps import network
+from jaccl_kernel.steps.configure import ConfigureReport, configure, write
+
+SHARED = "rehearsal.json"  # belongs to the project: what is written goes beside it
+
+
+class HostfilePanel(BringUpPanel):
+    """From the Macs as they are cabled to a hostfile. `report` holds the last ConfigureReport."""
+
+    def __init__(self, hostfile: Hostfile | None = None) -> None:
+        self.write_button = widgets.Button(description="Write hostfile", icon="save", disabled=True)
+        self.yes = widgets.Checkbox(False, description="Yes, change these Macs' network", indent=False)
+        self.apply_button = widgets.Button(description="Apply", icon="wrench", disabled=True)
+        self.undo_button = widgets.Button(description="Undo network", icon="undo")
+        self.written = widgets.HTML()
+        self._found: ConfigureReport | None = None
+        self.write_button.on_click(lambda _: self.write())
+        self.apply_button.on_click(lambda _: self.apply())
+        self.undo_button.on_click(lambda _: self.undo())
+        super().__init__("Hostfile", hostfile)
+        self.run_button.description = "Scan"
+        self.add_below(
+            widgets.HBox([self.write_button, self.written]),
+            widgets.HBox([self.yes, self.apply_button, self.undo_button]),
+            hint(
+                "Network commands run only after a tick, with sudo -n, and leave an undo script on each Mac."
+            ),
+        )
+
+    def prepare(self) -> Step:
+        """Scan and propose; nothing is written."""
+        cluster = self.cluster()
+        path = _target(cluster.hostfile.path)
+        return lambda on_event: configure(cluster, path=path, on_event=on_event)
+
+    def write(self) -> Path | None:
+        """Write the proposed hostfile, and use it in all notebooks from now on."""
+        if self._found is None or not self._found.ok:
+            return None
+        try:
+            done = write(self._found)
+            assert done.written
+            path = done.written.path
+            session.choose_hostfile(path)
+        except JacclError as error:
+            self.written.value = blocks.page(blocks.error(error))
+            return None
+        kept = f" The old one is kept as {done.written.kept}." if done.written.kept else ""
+        told = f"Wrote {path}. All notebooks use it now.{kept}"
+        self.written.value = blocks.page(blocks.verdict(told, "good"))
+        self.write_button.disabled = True
+        return path
+
+    def apply(self) -> None:
+        """Carry out the network set-up that was shown; refused without the tick."""
+        found, agreed = self._found, bool(self.yes.value)
+        if found is None or not agreed:
+            self._refuse()
+            return
+        cluster = self.cluster()
+        self.act(lambda on_event: network.apply(cluster, found.network, yes=agreed, on_event=on_event))
+
+    def undo(self) -> None:
+        """Take the network set-up back; refused without the tick."""
+        agreed = bool(self.yes.value)
+        if not agreed:
+            self._refuse()
+            return
+        cluster = self.cluster()
+        self.act(lambda on_event: network.undo(cluster, yes=agreed, on_event=on_event))
+
+    def show(self, report: ConfigureReport | network.ApplyReport | network.UndoReport) -> None:
+        """Whatever the action led to."""
+        if isinstance(report, ConfigureReport):
+            self._found = report
+            self.write_button.disabled = not report.ok or not report.difference
+            self.apply_button.disabled = not report.network.steps
+            self.written.value = ""
+            self.result.value = blocks.page(*report_blocks(report))
+            return
+        self.yes.value = False
+        self.apply_button.disabled = True
+        self.result.value = blocks.page(*_changed(report))
+
+    def _refuse(self) -> None:
+        error = InputError("no Mac is changed without a yes", fix="Read the commands, then tick the box.")
+        self.trouble.value = blocks.page(blocks.error(error))
+
+
+def report_blocks(report: ConfigureReport) -> list[str]:
+    """A report as HTML: drawing, moves, the old file's faults, what changes, what the ports need."""
+    proposal = report.proposal
+    state = "good" if report.ready else "fair" if report.ok else "bad"
+    parts = [
+        blocks.verdict(headline(report.wiring), state),
+        f'<div class="jk-figure">{svg(report.wiring)}</div>',
+    ]
+    if proposal.moves:
+        parts += [blocks.paragraph("Cables to move, the fewest first:"), items(proposal.moves)]
+    if proposal.problems:
+        parts.append(blocks.problems(proposal.problems))
+    if report.explained:
+        parts += [blocks.paragraph("The hostfile that is there, held against the Macs:")]
+        parts.append(blocks.problems(report.explained))
+    parts.append(items(proposal.notes))
+    if report.difference:
+        changes = "\n".join(report.difference.lines)
+        parts += [blocks.paragraph("What would change:"), items(report.difference.words)]
+        parts.append(blocks.folded("The change, line by line", blocks.to_copy(changes, str(report.path))))
+    elif report.ok:
+        parts.append(blocks.verdict(f"{report.path.name} fits the Macs as they are.", "good"))
+    if proposal.findings:
+        parts += [blocks.paragraph("Before a job can run on it:"), blocks.problems(proposal.findings)]
+    if report.network.steps:
+        parts.append(blocks.to_copy(report.network.text(), "Network set-up, per Mac, each with its undo"))
+    return parts
+
+
+def _target(path: Path | None) -> Path | None:
+    if path is not None and path.name == SHARED:
+        return path.with_name("rehearsal.local.json")
+    return path
+
+
+def _changed(report: network.ApplyReport | network.UndoReport) -> list[str]:
+    if isinstance(report, network.UndoReport):
+        told = {**report.outcomes, **report.errors}
+        return [card(name, "bad" if name in report.errors else "good", text) for name, text in told.items()]
+    text = f"{len(report.done)} of {len(report.plan.steps)} steps were carried out."
+    undo = [f"Undo script: {path}" for path in report.undo_files]
+    parts = [blocks.verdict(text, "good" if report.ok else "bad"), items(undo)]
+    return parts if report.ok else [*parts, blocks.paragraph(f"{report.error} Fix: {report.fix}")]

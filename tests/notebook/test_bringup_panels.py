@@ -1,0 +1,152 @@
+"""The bring-up panels with the real steps on the rehearsal, healthy and broken; no browser.
+
+pytest tests/notebook/test_bringup_panels.py
+"""
+
+import html
+import json
+from pathlib import Path
+
+import pytest
+
+from jaccl_kernel.cluster.hostfile import Hostfile
+from jaccl_kernel.notebook import session
+from jaccl_kernel.notebook.panels.enable import EnablePanel
+from jaccl_kernel.notebook.panels.environment import EnvironmentPanel
+from jaccl_kernel.notebook.panels.hostfile import HostfilePanel
+from jaccl_kernel.notebook.panels.start import StartPanel
+from jaccl_kernel.notebook.panels.sync import SyncPanel
+from jaccl_kernel.notebook.panels.verify import VerifyPanel
+from jaccl_kernel.rehearsal import plan
+from jaccl_kernel.steps import checklist
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+
+@pytest.fixture(autouse=True)
+def own_hostfiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Notebooks of a test's own, so that nothing is written into the project."""
+    (tmp_path / "hostfiles").mkdir()
+    (tmp_path / "notebooks").mkdir()
+    plan.make_hostfile(3).write(tmp_path / "hostfiles" / "rehearsal.json")
+    monkeypatch.chdir(tmp_path / "notebooks")
+    return tmp_path
+
+
+def broken(folder: Path, *faults: str) -> Hostfile:
+    path = folder / "broken.json"
+    plan.make_hostfile(3, faults).write(path)
+    return session.choose_hostfile(path)
+
+
+async def test_healthy_macs_are_ready() -> None:
+    panel = EnablePanel()
+    report = await panel.run()
+    assert report.ok
+    assert "3 of 3 Macs are ready" in panel.result.value
+    assert panel.tasks.children == ()
+    assert "REHEARSAL" in panel.children[0].value
+
+
+async def test_a_mac_with_rdma_off_gets_its_steps_and_keeps_its_ticks(tmp_path: Path) -> None:
+    broken(tmp_path, "rdma-off:2")
+    panel = EnablePanel()
+    report = await panel.run()
+    assert [light.kind for light in report.lights] == ["ready", "off", "ready"]
+    assert "capable, but off" in panel.result.value
+    first = panel.tasks.children[1]
+    first.value = True
+    assert checklist.load(rehearsal=True)[report.lights[1].name] == {first.description}
+    again = EnablePanel()
+    await again.run()
+    assert again.tasks.children[1].value is True
+
+
+async def test_the_environment_is_checked_and_made_only_after_a_yes() -> None:
+    panel = EnvironmentPanel()
+    report = await panel.run()
+    assert report.ok, report.problems
+    assert "mlx-lm" in panel.result.value
+    panel.apply()
+    assert "nothing is made without a yes" in panel.trouble.value
+
+
+async def test_a_hostfile_is_proposed_written_and_then_passes_every_gate(own_hostfiles: Path) -> None:
+    panel = HostfilePanel()
+    report = await panel.run()
+    assert report.ok
+    assert "<svg" in panel.result.value
+    assert not panel.write_button.disabled
+    path = panel.write()
+    assert path == (own_hostfiles / "hostfiles" / "rehearsal.local.json").resolve()
+    assert "rdma" not in (own_hostfiles / "hostfiles" / "rehearsal.json").read_text(), "the shared file stays"
+    assert session.read().hostfile == str(path)
+    gates = await VerifyPanel().run()
+    assert gates.ok, gates.summary
+    assert gates.rehearsal
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [("missing-cable:1-3", "cable"), ("no-ipv4:2", "IPv4"), ("bridged-port:2", "bridge")],
+)
+async def test_each_fault_is_told_with_what_to_do(tmp_path: Path, fault: str, told: str) -> None:
+    broken(tmp_path, fault)
+    panel = HostfilePanel()
+    report = await panel.run()
+    assert not report.ready
+    assert told in panel.result.value
+    assert report.proposal.moves or report.network.steps
+
+
+async def test_the_network_is_changed_only_after_a_yes_and_can_be_undone(tmp_path: Path) -> None:
+    broken(tmp_path, "no-ipv4:2")
+    panel = HostfilePanel()
+    before = await panel.run()
+    panel.apply()
+    assert "no Mac is changed without a yes" in panel.trouble.value
+    panel.yes.value = True
+    panel.apply()
+    applied = await panel.wait()
+    assert applied.ok
+    healed = await panel.run()
+    assert not healed.network.steps
+    panel.yes.value = True
+    panel.undo()
+    assert (await panel.wait()).ok
+    after = await panel.run()
+    assert [step.line for step in after.network.steps] == [step.line for step in before.network.steps]
+
+
+async def test_verify_shows_the_shut_gate_its_cause_and_fix(tmp_path: Path) -> None:
+    broken(tmp_path, "ssh-fails:2")
+    panel = VerifyPanel()
+    report = await panel.run()
+    assert not report.ok
+    assert "failed" in panel.result.value
+    assert (report.gates[0].name, report.gates[0].verdict) == ("ssh", "failed")
+    assert html.escape(report.gates[0].fix[:40]) in panel.result.value
+    assert "not tested" in panel.result.value
+
+
+async def test_a_model_is_looked_for_then_copied_to_the_macs_that_lack_it(tiny_model: Path) -> None:
+    panel = SyncPanel(model=str(tiny_model))
+    look = await panel.run()
+    assert not look.ok
+    assert not panel.copy_button.disabled
+    report = await panel.copy()
+    assert report.ok
+    assert "3 of 3 nodes have the model" in panel.result.value
+    assert (await panel.run()).ok
+
+
+def test_the_start_panel_breaks_and_mends_the_rehearsal(own_hostfiles: Path) -> None:
+    panel = StartPanel(own_hostfiles / "notebooks")
+    panel.faults.value = "rdma-off:2, missing-cable:1-3"
+    path = own_hostfiles / "hostfiles" / "rehearsal.local.json"
+    assert json.loads(path.read_text())["rehearsal"]["faults"] == ["rdma-off:2", "missing-cable:1-3"]
+    assert session.read().hostfile == str(path.resolve())
+    panel.faults.value = "nonsense"
+    assert "nonsense" in panel.finding.value
+    panel.faults.value = ""
+    assert json.loads(path.read_text())["rehearsal"].get("faults", []) == []
