@@ -150,6 +150,8 @@ async def configure(
         proposal = replace(proposal, hostfile=runnable(proposal.hostfile, base))
     old = old or given
     judged = given or (old if old is not None and _same_hosts(old, cluster.hostfile) else None)
+    if judged is not None and cluster.rehearsal and not any(judged.rdma):
+        judged = None  # a rehearsal that has no matrix yet: nothing in it to be wrong
     report = ConfigureReport(
         seen,
         wire(seen),

@@ -224,7 +224,9 @@ class _Walk:
         self.on_event(Event(HOST, "gate", gate.to_json()))
 
     def _tell(self, name: str) -> None:
-        tell(self.on_event, name, TITLES[name], len(self.done) / len(self.names))
+        # one stage for all: a stage that has ended looks like a gate that has passed
+        text = f"{len(self.done) + 1} of {len(self.names)}: is it so that {TITLES[name]}?"
+        tell(self.on_event, "gates", text, len(self.done) / len(self.names))
 
     async def _ranks(self, deadlines: Deadlines | None) -> None:
         """The last gates: a job on the ranks, if nothing speaks against it."""
