@@ -11,11 +11,10 @@ from typing import Any, Literal
 
 from jaccl_kernel.cluster.facts import PythonFacts, version_tuple
 from jaccl_kernel.cluster.problem import Problem
+from jaccl_kernel.steps.propose import BROKEN_RING_MLX
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_MLX = (0, 32, 3)
-BAD_RING_MLX = (0, 32, 2)
-"""Its jaccl-ring all_gather returns garbage; mended in 0.32.3."""
 MLX_LM = ((0, 32, 2), (0, 33))
 """From the first of these on, and before the second: the server's adapter is made for one minor version."""
 OLDEST_TRANSFORMERS = (5,)
@@ -215,7 +214,7 @@ def _refused(name: str, python: PythonFacts, backend: str | None) -> Iterator[Pr
     mlx, mlx_lm = version_tuple(python.mlx), version_tuple(python.mlx_lm)
     if mlx is not None and mlx < OLDEST_MLX:
         why = "it is older than 0.32.3, which we need"
-        if mlx == BAD_RING_MLX and backend == "jaccl-ring":
+        if mlx == version_tuple(BROKEN_RING_MLX) and backend == "jaccl-ring":
             why = "over jaccl-ring its all_gather returns garbage, and silently so"
         yield _error("refused-mlx", name, f"mlx {python.mlx} is refused: {why}.", MAKE_AGAIN)
     if mlx_lm is not None and not MLX_LM[0] <= mlx_lm < MLX_LM[1]:
