@@ -15,7 +15,6 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
@@ -47,7 +46,7 @@ class RankState:
 
 
 class Job:
-    """A started mlx.launch job: `async with Job(spec) as job: async for event in job.events(): …`.
+    """A started mlx.launch job: `async with Job(spec) as job: event = await job.next_event(60)`.
 
     Leaving the block ends every process of it, whatever happened inside.
     """
@@ -114,11 +113,6 @@ class Job:
             asyncio.create_task(self._read_records(self._process.stdout)),
             asyncio.create_task(self._read_refusal(self._process.stderr)),
         ]
-
-    async def events(self) -> Any:
-        """All events, in order, until the launcher has ended and its last line was taken."""
-        while (event := await self._queue.get()) is not None:
-            yield event
 
     async def next_event(self, deadline: float) -> wire.Event | None:
         """The next event, or None when the job has ended.
@@ -251,8 +245,3 @@ class Job:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(rank.pid, signal.SIGKILL)
                 rank.pid = None
-
-
-def job_folder(job_id: str) -> Path:
-    """Where the logs of a job lie: `rank0.log` … and `command.txt`."""
-    return cache_dir() / "jobs" / job_id

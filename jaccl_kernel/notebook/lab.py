@@ -38,7 +38,7 @@ def open_lab(arguments: list[str]) -> int:
     if not any(not argument.startswith("-") and argument.endswith(".ipynb") for argument in arguments):
         command.append(f"--LabApp.default_url=/lab/tree/notebooks/{START}")
     if os.geteuid() == 0 and "--allow-root" not in arguments:
-        # in a container there is often no one else; it listens on loopback and asks for its token all the same
+        # in a container there is often no one else; it still listens on loopback and asks for its token
         command.append("--allow-root")
     # a kernel's working folder is notebooks/: records belong beside it
     environ = {"JACCL_RESULTS": str(root / "results"), **os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}

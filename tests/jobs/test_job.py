@@ -14,7 +14,7 @@ import pytest
 
 from jaccl_kernel.errors import Busy, DeadlineExceeded, InputError, JobError, RankDied
 from jaccl_kernel.jobs import lock, ports
-from jaccl_kernel.jobs.job import Job, job_folder
+from jaccl_kernel.jobs.job import Job
 from jaccl_kernel.jobs.run import Deadlines, run
 from jaccl_kernel.jobs.spec import LAUNCH_VARIABLES, JobSpec, parse_env, scrubbed_environ
 from jaccl_kernel.rehearsal.homes import make_hostfile
@@ -39,7 +39,9 @@ async def test_two_ranks_join_prove_the_group_and_end(monkeypatch: pytest.Monkey
     assert all(result["latency_s"] > 0 for result in outcome.results)
     assert {event.rank for event in events if event.kind == "joined"} == {0, 1}
     assert [facts["packages"]["mlx"] is not None for facts in outcome.facts] == [True, True]
-    assert outcome.command == (job_folder(outcome.job_id) / "command.txt").read_text().strip()
+    [started] = [event.data for event in events if event.kind == "job"]
+    assert started["id"] == outcome.job_id
+    assert outcome.command == (Path(started["folder"]) / "command.txt").read_text().strip()
 
 
 async def test_one_rank_has_no_group() -> None:
@@ -149,7 +151,7 @@ async def test_a_sigkill_of_the_starter_leaves_nothing(tmp_path: Path, stage: st
     script = textwrap.dedent(
         f"""
         import asyncio, json
-        from jaccl_kernel.jobs.job import Job, job_folder
+        from jaccl_kernel.jobs.job import Job
         from tests.jobs.test_job import smoke, _wait_ready, _wait_stage
 
         async def main():

@@ -15,7 +15,6 @@ from jaccl_kernel.rehearsal import homes
 from jaccl_kernel.steps.cluster import Cluster
 
 Step = Callable[[OnEvent], Coroutine[Any, Any, Any]]
-MARKS = {"good": "✓", "fair": "≈", "bad": "✕", "none": "–"}
 
 
 class BringUpPanel(StepPanel):
