@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from jaccl_kernel import wire
 from jaccl_kernel.errors import DeadlineExceeded
@@ -57,7 +57,7 @@ class Link:
         """Send one event (nothing without the wire)."""
         event = wire.Event(self.rank, kind, data)
         line = wire.encode_event(event)
-        if self.log:
+        if self.log and kind != "beat":  # one a second, for as long as a server lives
             self.log.write(line + "\n")
         if not self.wired:
             return
@@ -83,8 +83,7 @@ class Link:
         end = time.monotonic() + deadline
         while True:
             try:
-                left = min(max(0.0, end - time.monotonic()), threading.TIMEOUT_MAX)
-                message = self._inbox.get(timeout=left)
+                message = self.next_message(max(0.0, end - time.monotonic()))
             except queue.Empty:
                 raise DeadlineExceeded(
                     f"no {kind!r} from the host within {deadline:.0f} s", where=f"rank {self.rank}"
@@ -92,16 +91,25 @@ class Link:
             if message["kind"] == kind:
                 return message
 
+    def next_message(self, deadline: float = threading.TIMEOUT_MAX) -> dict[str, Any]:
+        """The host's next message, whatever its kind.
+
+        Raises:
+            queue.Empty: none came within `deadline` seconds.
+        """
+        return self._inbox.get(timeout=min(deadline, threading.TIMEOUT_MAX))
+
     def finish(self, returncode: int) -> None:
         """End the process, once the host has read all that was said (bounded)."""
         if self.wired:
             self.say("done", returncode=returncode)
             with contextlib.suppress(DeadlineExceeded):
                 self.receive("ack", deadline=ACK_DEADLINE_S)
-            self._leave(returncode)
+            self.leave(returncode)
         sys.exit(returncode)
 
-    def _leave(self, returncode: int) -> None:
+    def leave(self, returncode: int) -> NoReturn:
+        """End the process now, from any thread, also while another one waits in a collective."""
         for path in self._litter:
             with contextlib.suppress(OSError):
                 Path(path).unlink()
@@ -123,7 +131,7 @@ class Link:
                     self._litter += message["paths"]
                 else:
                     self._inbox.put(message)
-        self._leave(LIFELINE_EXIT)
+        self.leave(LIFELINE_EXIT)
 
 
 def _log_path(rank: int) -> Path | None:

@@ -44,9 +44,7 @@ class ServerError(Exception):
 
     def body(self) -> dict[str, Any]:
         """`{"error": {…}}`, as OpenAI's API tells errors."""
-        return {
-            "error": {"message": self.message, "type": self.kind, "code": self.code, "param": self.param}
-        }
+        return {"error": {"message": self.message, "type": self.kind, "code": self.code, "param": self.param}}
 
 
 @dataclass(frozen=True)
@@ -202,6 +200,7 @@ class Served:
         vocabulary: how many token ids there are (the width of the logits).
         created: seconds since the epoch, for /v1/models.
         facts: what the page at `/` tells: model, ranks, sharding, backend, rehearsal.
+        boundaries: whether `Generation.boundary` is of use: prompt caches serve as a whole only.
         max_body_bytes: a larger request is refused with 413.
         max_choices: the largest `n`.
         api_key: what clients must send, or None.
@@ -214,6 +213,7 @@ class Served:
     vocabulary: int
     created: int = field(default_factory=lambda: int(time.time()))
     facts: Mapping[str, Any] = field(default_factory=dict)
+    boundaries: bool = False
     max_body_bytes: int = 16 << 20
     max_choices: int = 16
     api_key: str | None = None

@@ -1,0 +1,77 @@
+"""HTTP on rank 0: uvicorn on a thread of its own, so that it answers while the engine's thread is in a step.
+
+Opened before the model is loaded: whoever asks meanwhile hears the stage. Knows no routes.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+import threading
+from typing import Any
+
+import uvicorn
+
+from jaccl_kernel.errors import Busy
+
+GRACE_S = 2.0  # for open connections to take their last words
+BACKLOG = 512
+
+
+class Http:
+    """A listening socket, and after `start` an app that answers on it.
+
+    Args:
+        host: the address to bind, a name or an IP address.
+        port: the TCP port; 0 for any.
+
+    Raises:
+        Busy: the address cannot be bound.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        try:
+            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            self._socket = socket.socket(family, socket.SOCK_STREAM)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind(address)
+            self._socket.listen(BACKLOG)
+        except OSError as error:
+            raise Busy(
+                f"cannot serve on {host}:{port}: {error.strerror or os.strerror(error.errno or 0)}",
+                where="rank 0",
+                fix="Choose another --port (or --host), or stop the server that uses this one: jaccl stop.",
+            ) from error
+        bound = self._socket.getsockname()
+        name = f"[{host}]" if ":" in host else host
+        self.url = f"http://{name}:{bound[1]}"
+        self._server: uvicorn.Server | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self, app: Any) -> None:
+        """Answer with this app from now on."""
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            server_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=int(GRACE_S),
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._serve, name="jaccl-http", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Let open connections finish (bounded) and close."""
+        if self._server and self._thread:
+            self._server.should_exit = True
+            self._thread.join(GRACE_S + 1)
+        with contextlib.suppress(OSError):
+            self._socket.close()
+
+    def _serve(self) -> None:
+        assert self._server
+        asyncio.run(self._server.serve(sockets=[self._socket]))
