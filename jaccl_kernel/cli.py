@@ -9,7 +9,18 @@ import os
 import sys
 
 from jaccl_kernel import __version__
-from jaccl_kernel.commands import bench, bringup, hostfile, lab, model, prepare, rehearse, sync, terminal
+from jaccl_kernel.commands import (
+    bench,
+    bringup,
+    hostfile,
+    lab,
+    model,
+    prepare,
+    rehearse,
+    serve,
+    sync,
+    terminal,
+)
 from jaccl_kernel.errors import HostfileError, InputError, JacclError
 
 
@@ -40,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"jaccl-kernel {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (rehearse, prepare, bringup, hostfile, model, sync, bench, lab):
+    for group in (rehearse, prepare, bringup, hostfile, model, sync, bench, serve, lab):
         group.add(commands)
     return parser
 

@@ -6,7 +6,7 @@ error names the rank whose failure explains the others.
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jaccl_kernel.errors import DeadlineExceeded, JobError
@@ -69,22 +69,30 @@ async def run(
     """
     deadlines = deadlines or Deadlines()
     with lock.hold([host.ssh for host in spec.hostfile.hosts], what):
-        if spec.is_local() and spec.size > 1:
-            port = ports.choose(spec.size, spec.starting_port)
-            spec = _with_port(spec, port)
-        async with Job(spec) as job:
-            command = spec.plain_command(job.folder / "hostfile.json")
-            on_event(Event(HOST, "job", {"id": job.id, "folder": str(job.folder), "command": command}))
-            return await _Conversation(job, on_event, deadlines, command).hold(payload or {})
+        async with Job(with_port(spec)) as job:
+            command = tell_job(job, on_event)
+            return await Conversation(job, on_event, deadlines, command).hold(payload or {})
 
 
-def _with_port(spec: JobSpec, port: int) -> JobSpec:
-    from dataclasses import replace
+def with_port(spec: JobSpec) -> JobSpec:
+    """The job with free ports, where all its ranks run here and meet over TCP.
 
-    return replace(spec, starting_port=port)
+    Raises:
+        Busy: the ports that it asks for are taken.
+    """
+    if spec.is_local() and spec.size > 1:
+        return replace(spec, starting_port=ports.choose(spec.size, spec.starting_port))
+    return spec
 
 
-class _Conversation:
+def tell_job(job: Job, on_event: OnEvent) -> str:
+    """Tell where a job's logs are and what does the same by hand; returns that command."""
+    command = job.spec.plain_command(job.folder / "hostfile.json")
+    on_event(Event(HOST, "job", {"id": job.id, "folder": str(job.folder), "command": command}))
+    return command
+
+
+class Conversation:
     """The host's half of one job's protocol."""
 
     def __init__(self, job: Job, on_event: OnEvent, deadlines: Deadlines, command: str) -> None:
@@ -96,7 +104,19 @@ class _Conversation:
         self.joined: set[int] = set()
 
     async def hold(self, payload: dict[str, Any]) -> Outcome:
-        everyone = set(range(self.job.spec.size))
+        """The whole of it, from the first word to the last."""
+        await self.start(payload)
+        await self._until(
+            lambda: {rank.number for rank in self.job.ranks if rank.done},
+            "to go on with the work",
+            within=self.deadlines.silence,
+            restarts=True,
+        )
+        await self.end()
+        return self.outcome
+
+    async def start(self, payload: dict[str, Any]) -> None:
+        """Until every rank is in the group."""
         await self._until(
             lambda: {rank.number for rank in self.job.ranks if rank.ready},
             "to be ready (ssh, Python and imports)",
@@ -105,16 +125,11 @@ class _Conversation:
         join = self.deadlines.join
         await self.job.send("go", join_deadline=join, payload=payload)
         await self._until(lambda: self.joined, "to join the group", within=join + 5)
-        await self._until(
-            lambda: {rank.number for rank in self.job.ranks if rank.done},
-            "to go on with the work",
-            within=self.deadlines.silence,
-            restarts=True,
-        )
-        assert everyone == self.joined
+
+    async def end(self) -> None:
+        """Let ranks that are done go, and wait until they have."""
         await self.job.send("ack")
         await self._until_ended()
-        return self.outcome
 
     async def _until(
         self, there: Callable[[], set[int]], what: str, *, within: float, restarts: bool = False
@@ -135,12 +150,17 @@ class _Conversation:
                     fix=f"See the ranks' logs in {self.job.folder}.",
                 ) from None
             if event is None:
-                raise self._gone()
+                raise self.gone()
             if restarts:
                 end = loop.time() + within
-            await self._hear(event)
+            await self.hear(event)
 
-    async def _hear(self, event: Event) -> None:
+    async def hear(self, event: Event) -> None:
+        """Take one event.
+
+        Raises:
+            JobError: it tells that a rank has failed.
+        """
         self.on_event(event)
         if event.kind == "ready":
             self.outcome.facts[event.rank] = event.data
@@ -149,12 +169,12 @@ class _Conversation:
         elif event.kind == "result":
             self.outcome.results[event.rank] |= event.data
         elif event.kind == "error" or (event.kind == "exit" and not self._well_ended(event)):
-            raise await self._failure()
+            raise await self.failure()
 
     def _well_ended(self, exit_event: Event) -> bool:
         return self.job.ranks[exit_event.rank].done and exit_event.data["returncode"] == 0
 
-    async def _failure(self) -> JobError:
+    async def failure(self) -> JobError:
         """Listen a little longer, so that the rank that died first can be told from those that lost it."""
         loop = asyncio.get_running_loop()
         end = loop.time() + LAST_WORDS_S
@@ -168,7 +188,8 @@ class _Conversation:
             self.on_event(event)
         return diagnose.died(self.job.ranks)
 
-    def _gone(self) -> JobError:
+    def gone(self) -> JobError:
+        """Why there is no launcher any more."""
         if any(rank.returncode not in (None, 0) for rank in self.job.ranks):
             return diagnose.died(self.job.ranks)
         refusal = [line for line in self.job.refusal if line.strip()]
@@ -185,7 +206,7 @@ class _Conversation:
         end = loop.time() + self.deadlines.finish
         try:
             while (event := await self.job.next_event(max(0.0, end - loop.time()))) is not None:
-                await self._hear(event)
+                await self.hear(event)
         except TimeoutError:
             alive = [rank.name for rank in self.job.ranks if rank.returncode is None]
             raise DeadlineExceeded(

@@ -220,7 +220,8 @@ class _Service:
         self.facts = payload.get("facts") or {}
         self.front = _Front()
         self.served: Served | None = None
-        self._ended = threading.Event()
+        self._told_to_stop = threading.Event()
+        self._ended = threading.Event()  # the engine's thread is out of its last step
 
     def run(self) -> int:
         """From the first listening socket to the last goodbye."""
@@ -315,7 +316,7 @@ class _Service:
             if not engine.failed.keys() - {0}:
                 raise
             # a worker is gone and took this step with it: stay up to say so, until told to stop
-            self._ended.wait()
+            self._told_to_stop.wait()
         return 0
 
     def _beat(self, engine: Engine) -> None:
@@ -331,12 +332,11 @@ class _Service:
                 engine.fail(int(message["rank"]), str(message["why"]))
             elif message["kind"] == "stop":
                 engine.stop()
-                failed = bool(engine.failed)
-                if failed or self._ended.wait(STUCK_S):
-                    self._ended.set()
-                # the engine's thread may sit in a collective that never ends
-                http.stop()
-                self.link.finish(0)
+                self._told_to_stop.set()
+                if not self._ended.wait(STUCK_S):  # the engine's thread sits in a collective that may not end
+                    http.stop()
+                    self.link.finish(0)
+                return
 
 
 def _lead(group: Any, world: World, port: int) -> Leader | None:

@@ -8,21 +8,18 @@ import datetime as dt
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from jaccl_kernel import __version__
-from jaccl_kernel.cluster.check import check, effective_backend
+from jaccl_kernel.cluster.check import effective_backend
 from jaccl_kernel.cluster.hostfile import Hostfile
-from jaccl_kernel.errors import HostfileError, InputError, JobError, ModelError
+from jaccl_kernel.errors import InputError, JobError
 from jaccl_kernel.jobs.run import Deadlines, OnEvent, Outcome, ignore, run
 from jaccl_kernel.jobs.spec import JobSpec
-from jaccl_kernel.models.demo import ensure_demo
-from jaccl_kernel.models.inspect import inspect
-from jaccl_kernel.models.resolve import resolve
 from jaccl_kernel.report import parity, record
 from jaccl_kernel.report.record import BenchReport
 from jaccl_kernel.steps.cluster import Cluster
+from jaccl_kernel.steps.preflight import check_hostfile, find_model
 from jaccl_kernel.wire import HOST, Event
 
 DEFAULT_PROMPT = "Write 5 sentences about Thunderbolt RDMA."
@@ -108,8 +105,8 @@ async def bench(
     _check_numbers(options)
     backend = effective_backend(hostfile, options.backend)
     for count in counts:
-        _check_hostfile(hostfile.subset(range(count)), backend)
-    model, facts = await _find_model(hostfile, options, counts, on_event)
+        check_hostfile(hostfile.subset(range(count)), backend)
+    model, facts = await find_model(hostfile, options.model, options.sharding, counts, on_event)
     series = _Series(hostfile, options, backend, model)
     for number, count in enumerate(counts, 1):
         text = f"{count} rank{'s' if count > 1 else ''} (point {number} of {len(counts)})"
@@ -236,55 +233,6 @@ def _check_numbers(options: BenchOptions) -> None:
         raise InputError("the prompt is empty", fix="Give --prompt a text, or --prompt-tokens a number.")
     if options.prompt is not None and options.prompt_tokens is not None:
         raise InputError("both a prompt and a number of prompt tokens were given", fix="Give one of the two.")
-
-
-def _check_hostfile(hostfile: Hostfile, backend: str) -> None:
-    """Refuse what JACCL or mlx.launch would refuse, before a rank starts."""
-    if len(hostfile.hosts) == 1:
-        return
-    for problem in check(hostfile, backend=backend):
-        if problem.severity == "error":
-            raise HostfileError(problem.message, where=problem.where, fix=problem.fix)
-
-
-async def _find_model(
-    hostfile: Hostfile, options: BenchOptions, counts: Sequence[int], on_event: OnEvent
-) -> tuple[str, dict[str, Any]]:
-    """The model's name for the ranks and what the record says of it; refused here if it cannot split."""
-
-    def progress(stage: str, fraction: float | None) -> None:
-        on_event(Event(HOST, "stage", {"name": "demo model", "text": stage, "fraction": fraction}))
-
-    if options.model in (None, "demo"):
-        path = await ensure_demo(progress)
-    elif all(host.ssh == "127.0.0.1" for host in hostfile.hosts):
-        path = resolve(str(options.model))
-    else:
-        # the ranks resolve the name on their own nodes; what this machine has need not be there
-        try:
-            path = resolve(str(options.model))
-        except ModelError:
-            return str(options.model), {"digest": None}
-        return str(options.model), _inspect(path, options, counts)
-    return str(path), _inspect(path, options, counts)
-
-
-def _inspect(path: Path, options: BenchOptions, counts: Sequence[int]) -> dict[str, Any]:
-    facts = inspect(path)
-    for count in counts:
-        split = facts.pipeline(count) if options.sharding == "pipeline" else facts.tensor_parallel(count)
-        if count > 1 and not split.ok:
-            raise ModelError(
-                f"does not split over {count} ranks: {'; '.join(split.reasons)}",
-                where=path.name,
-                fix="See `jaccl model` for the numbers of ranks that it splits over.",
-            )
-    return {
-        "digest": facts.digest,
-        "architecture": facts.architecture,
-        "parameters": facts.parameters,
-        "bytes": facts.bytes,
-    }
 
 
 def _check_agreement(results: Sequence[dict[str, Any]]) -> None:

@@ -1,0 +1,329 @@
+"""A server's life: started, watched, failing, stopped, found again. pytest tests/steps/test_serve.py."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from jaccl_kernel.errors import Busy, InputError, RankDied
+from jaccl_kernel.jobs import ports, servers
+from jaccl_kernel.rehearsal.homes import make_hostfile
+from jaccl_kernel.steps.serve import ServeOptions, check_options, serve, url_of
+from jaccl_kernel.steps.serve_detached import Running, find_running, start_detached
+from jaccl_kernel.wire import Event
+from tests.conftest import until
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+ENDLESS = {"prompt": "Hello", "max_tokens": 4000, "stream": True, "logit_bias": {"257": -1000}}
+
+
+def options(model: Path, **more: Any) -> ServeOptions:
+    first = ports.choose(2)
+    return ServeOptions(model=str(model), port=first, ctrl_port=first + 1, **more)
+
+
+def ask(url: str, body: dict[str, Any] | None = None, deadline: float = 10.0) -> tuple[int, Any]:
+    """The status and JSON of a GET, or of a POST of `body`."""
+    data = None if body is None else json.dumps(body).encode()
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data), timeout=deadline) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def curl(url: str, body: dict[str, Any]) -> "subprocess.Popen[str]":
+    command = ["curl", "-sN", "-m", "60", url, "-d", json.dumps(body)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+class Seen:
+    """What a server has told."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+
+    def last(self, kind: str) -> Event | None:
+        return next((event for event in reversed(self.events) if event.kind == kind), None)
+
+    def count(self, kind: str) -> int:
+        return sum(event.kind == kind for event in self.events)
+
+    def pid(self, rank: int) -> int:
+        pids = [event.data["pid"] for event in self.events if event.kind == "hello" and event.rank == rank]
+        return int(pids[-1])
+
+
+@asynccontextmanager
+async def serving(wanted: ServeOptions, macs: int = 2) -> AsyncIterator[tuple[Seen, "asyncio.Task[None]"]]:
+    """A server that has come up; stopped at the end of the block."""
+    seen = Seen()
+    task = asyncio.create_task(serve(make_hostfile(macs), wanted, on_event=seen))
+    try:
+        await until(lambda: seen.count("serving") or task.done(), "the server", 60)
+        yield seen, task
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def test_it_tells_every_stage_serves_and_stops_whole(tiny_model: Path) -> None:
+    wanted = options(tiny_model)
+    async with serving(wanted) as (seen, task):
+        stages = [event.data["name"] for event in seen.events if event.kind == "stage" and event.rank == 1]
+        assert [name for at, name in enumerate(stages) if name not in stages[:at]] == [
+            "import", "wait", "join", "load", "warm-up", "serve",
+        ]  # fmt: skip
+        url = url_of(wanted)
+        assert (await asyncio.to_thread(ask, f"{url}/health"))[0] == 200
+        status, answer = await asyncio.to_thread(
+            ask, f"{url}/v1/completions", {"prompt": "Hello", "max_tokens": 5}
+        )
+        assert status == 200
+        assert answer["usage"]["completion_tokens"] == 5
+        [running] = find_running()
+        assert (running.url, running.state.pid) == (url, os.getpid())
+        stream = curl(f"{url}/v1/completions", ENDLESS)
+        assert stream.stdout
+        stream.stdout.readline()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        rest = await asyncio.to_thread(stream.communicate)
+        events = [line for line in rest[0].splitlines() if line]
+        assert json.loads(events[-2].removeprefix("data: "))["error"]["message"] == "the server is stopping"
+        assert events[-1] == "data: [DONE]"
+    assert find_running() == []
+
+
+async def test_a_worker_that_dies_is_named_at_once_and_rank_0_stays_to_say_so(tiny_model: Path) -> None:
+    wanted = options(tiny_model)
+    async with serving(wanted) as (seen, task):
+        url = url_of(wanted)
+        stream = curl(f"{url}/v1/completions", ENDLESS)
+        assert stream.stdout
+        stream.stdout.readline()
+        os.kill(seen.pid(1), signal.SIGKILL)
+        rest = (await asyncio.to_thread(stream.communicate))[0].splitlines()
+        assert "rank 1 (mac2) failed" in [line for line in rest if line][-2]
+        assert [line for line in rest if line][-1] == "data: [DONE]"
+        status, told = await asyncio.to_thread(ask, f"{url}/health")
+        assert status == 503
+        assert "rank 1 (mac2)" in told["stage"]
+        status, told = await asyncio.to_thread(ask, f"{url}/v1/completions", {"prompt": "Hello"})
+        assert status == 503
+        assert "rank 1 (mac2)" in told["error"]["message"]
+        await until(lambda: seen.count("failed"), "the host to say it")
+        assert seen.last("failed").data["rank"] == 1  # type: ignore[union-attr]
+        assert not task.done()
+
+
+async def test_a_stopped_worker_is_named_and_its_return_is_noticed(tiny_model: Path) -> None:
+    wanted = options(tiny_model)
+    async with serving(wanted) as (seen, _):
+        url = url_of(wanted)
+        os.kill(seen.pid(1), signal.SIGSTOP)
+        await until(lambda: seen.count("sick"), "the silence", 6)
+        status, told = await asyncio.to_thread(ask, f"{url}/health")
+        assert status == 503
+        assert "rank 1 (mac2) failed: it has been silent" in told["stage"]
+        os.kill(seen.pid(1), signal.SIGCONT)
+        await until(lambda: seen.count("well"), "its return", 6)
+        status, _ = await asyncio.to_thread(
+            ask, f"{url}/v1/completions", {"prompt": "Hello", "max_tokens": 3}
+        )
+        assert status == 200
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+async def test_rank_0_gone_ends_the_server_with_an_error(tiny_model: Path, how: signal.Signals) -> None:
+    async with serving(options(tiny_model)) as (seen, task):
+        os.kill(seen.pid(0), how)
+        with pytest.raises((RankDied, Exception), match="rank 0") as caught:
+            await asyncio.wait_for(task, 20)
+        assert type(caught.value).__module__ == "jaccl_kernel.errors"
+        assert seen.last("failed") is not None
+
+
+async def test_a_restart_brings_it_back_at_the_same_url(tiny_model: Path) -> None:
+    wanted = options(tiny_model, restart=True)
+    async with serving(wanted) as (seen, _):
+        os.kill(seen.pid(1), signal.SIGKILL)
+        await until(lambda: seen.count("serving") == 2, "the second start", 60)
+        assert seen.count("restart") == 1
+        status, _ = await asyncio.to_thread(ask, f"{url_of(wanted)}/health")
+        assert status == 200
+
+
+async def test_a_second_server_and_a_taken_port_are_refused(tiny_model: Path) -> None:
+    wanted = options(tiny_model)
+    async with serving(wanted):
+        with pytest.raises(Busy, match=rf"a server runs at {url_of(wanted)} already"):
+            await serve(make_hostfile(2), wanted)
+        with pytest.raises(Busy, match="another job is running here: a server of"):
+            await serve(make_hostfile(2), options(tiny_model))
+    told = pytest.raises(Busy, match=f"port {wanted.port} is in use by another program")
+    with socket.create_server(("127.0.0.1", wanted.port)), told:
+        await serve(make_hostfile(2), wanted)
+
+
+def test_options_that_make_no_sense_are_refused_and_a_key_is_made_where_one_is_needed() -> None:
+    for wrong in (
+        {"port": 0}, {"port": 70000}, {"ctrl_port": 8080}, {"max_batch": 0}, {"context": -1},
+        {"cache_gb": -1.0}, {"memory_gb": float("nan")}, {"stall_s": 0}, {"api_key": "short"},
+        {"api_key": "with\nnewline"},
+    ):  # fmt: skip
+        with pytest.raises(InputError):
+            check_options(ServeOptions(**wrong))
+    assert check_options(ServeOptions()).api_key is None
+    assert check_options(ServeOptions(host="::1")).api_key is None
+    made = check_options(ServeOptions(host="0.0.0.0")).api_key
+    assert made
+    assert len(made) > 20
+    assert made not in " ".join(ServeOptions(host="0.0.0.0", api_key=made).program("m"))
+
+
+# detached, and through the command line
+
+
+@pytest.fixture
+def hostfile(tmp_path: Path) -> Path:
+    path = tmp_path / "rehearsal.json"
+    make_hostfile(2).write(path)
+    return path
+
+
+async def start(hostfile: Path, wanted: ServeOptions) -> tuple[Running, Seen]:
+    running = await start_detached(hostfile, wanted, lambda event: None)
+    seen = Seen()
+    await running.follow(seen, lambda event: event.kind in ("serving", "failed"))
+    assert seen.last("serving"), [event.data for event in seen.events][-3:]
+    return running, seen
+
+
+async def test_a_detached_one_is_found_followed_and_stopped(tiny_model: Path, hostfile: Path) -> None:
+    key = "a key that nobody guesses"
+    running, seen = await start(hostfile, options(tiny_model, api_key=key))
+    [found] = find_running()
+    assert (found.id, found.url) == (running.id, running.url)
+    again = Seen()  # as after a kernel's restart: all of it is told once more
+    await found.follow(again, lambda event: event.kind == "serving")
+    assert [event.kind for event in again.events] == [event.kind for event in seen.events]
+    assert (await found.status())["state"] == "ready"
+    assert ask(f"{running.url}/v1/models")[0] == 401
+    commands = [" ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])]
+    assert not [command for command in commands if key in command]
+    assert key not in running.folder.events.read_text() + running.folder.log.read_text()
+    assert (running.folder.path / "state.json").stat().st_mode & 0o077 == 0
+    assert (running.folder.path / "asked.json").stat().st_mode & 0o077 == 0
+    assert await found.stop() == "stopped"
+    assert not running.alive()
+    assert (await running.status())["state"] == "gone"
+
+
+@pytest.mark.parametrize("stopped", ["supervisor", "worker"])
+async def test_stop_ends_also_what_is_stopped(tiny_model: Path, hostfile: Path, stopped: str) -> None:
+    running, seen = await start(hostfile, options(tiny_model))
+    os.kill(running.state.pid if stopped == "supervisor" else seen.pid(1), signal.SIGSTOP)
+    told = await running.stop()
+    assert told.startswith("stopped")
+    assert ("reboot" in told) == (stopped == "worker")
+    assert not running.alive()
+
+
+async def test_the_supervisors_death_ends_the_ranks(tiny_model: Path, hostfile: Path) -> None:
+    running, seen = await start(hostfile, options(tiny_model))
+    os.kill(running.state.pid, signal.SIGKILL)
+    await until(lambda: not psutil.pid_exists(seen.pid(0)), "rank 0 to leave", 5)
+    await until(lambda: not psutil.pid_exists(seen.pid(1)), "rank 1 to leave", 5)
+    assert find_running() == []
+
+
+async def test_a_detached_one_that_cannot_start_says_why(tiny_model: Path, hostfile: Path) -> None:
+    with pytest.raises(Exception, match="nowhere"):
+        await start_detached(hostfile, ServeOptions(model="/nowhere/at all"), lambda event: None)
+
+
+@pytest.fixture
+def foreground(tiny_model: Path, hostfile: Path) -> Iterator[Any]:
+    """`jaccl serve` in the foreground, started with SIGINT ignored, as a script's `&` does."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(**popen: Any) -> tuple["subprocess.Popen[str]", str]:
+        wanted = options(tiny_model)
+        command = [
+            sys.executable,
+            "-m",
+            "jaccl_kernel.cli",
+            "serve",
+            str(hostfile),
+            "--model",
+            str(tiny_model),
+        ]
+        command += [f"--port={wanted.port}", f"--ctrl-port={wanted.ctrl_port}"]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **popen)
+        started.append(process)
+        assert process.stderr
+        for line in process.stderr:
+            if "serving" in line and url_of(wanted) in line:
+                return process, url_of(wanted)
+        raise AssertionError("it ended")
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_ends_whole_on_a_signal_even_where_sigint_was_ignored(
+    foreground: Any, signum: signal.Signals
+) -> None:
+    process, url = foreground(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    assert ask(f"{url}/health")[0] == 200
+    began = time.monotonic()
+    process.send_signal(signum)
+    assert process.wait(20) == 128 + signum
+    assert time.monotonic() - began < 20
+    assert servers.folders() == []
+
+
+def test_status_stop_and_logs_from_the_command_line(foreground: Any) -> None:
+    process, url = foreground()
+
+    def jaccl(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "jaccl_kernel.cli", *words], capture_output=True, text=True, timeout=60
+        )
+
+    status = jaccl("status")
+    assert status.returncode == 0
+    assert "ready: serving" in status.stdout
+    assert f"{url}/v1" in status.stdout
+    [row] = json.loads(jaccl("status", "--json").stdout)
+    assert [rank["name"] for rank in row["ranks"]] == ["mac1", "mac2"]
+    assert "rank 1" in jaccl("logs").stdout
+    assert "[rank 0]" not in jaccl("logs", "--rank", "1").stdout
+    assert jaccl("stop", "nobody").returncode == 2
+    assert "stopped" in jaccl("stop").stdout
+    process.wait(20)
+    assert jaccl("status").stdout == "no server runs\n"
+    assert jaccl("stop").returncode == 2
+    assert jaccl("serve").returncode == 2
