@@ -64,6 +64,11 @@ class Http:
         self._thread = threading.Thread(target=self._serve, name="jaccl-http", daemon=True)
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
     def stop(self) -> None:
         """Let open connections finish (bounded) and close."""
         if self._server and self._thread:

@@ -1,0 +1,601 @@
+"""OpenAI's API over HTTP, with an engine that says what the test wants. pytest tests/server/test_app.py."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from jaccl_kernel.server.generation import Served, ServerError
+from tests.server.scripted import EOS, Engine, events, serving
+
+HI = {"messages": [{"role": "user", "content": "hi"}]}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Path) -> Any:
+    from mlx_lm.utils import load_tokenizer
+
+    return load_tokenizer(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def agent_tokenizer(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The tiny tokenizer with markers for reasoning and tool calls, and a template that knows tools."""
+    from mlx_lm.utils import load_tokenizer
+
+    folder = tmp_path_factory.mktemp("agent")
+    told = json.loads((tiny_model / "tokenizer.json").read_text())
+    for number, word in enumerate(("<think>", "</think>", "<tool_call>", "</tool_call>"), 259):
+        token = {"id": number, "content": word, "special": False, "normalized": False}
+        told["added_tokens"].append(token | {"single_word": False, "lstrip": False, "rstrip": False})
+    (folder / "tokenizer.json").write_text(json.dumps(told))
+    settings = json.loads((tiny_model / "tokenizer_config.json").read_text())
+    settings["chat_template"] = (
+        "{% for tool in tools or [] %}<s>tool {{ tool.function.name }}</s>{% endfor %}"
+        "{% for message in messages %}<s>{{ message['role'] }}: {{ message['content'] }}"
+        "{% for tool_call in message.tool_calls or [] %}<tool_call>{{ tool_call.name }}</tool_call>"
+        "{% endfor %}"
+        "</s>{% endfor %}{% if add_generation_prompt %}<s>assistant: {% endif %}"
+        "{% if enable_thinking and open_think %}<think>{% endif %}"
+    )
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return load_tokenizer(folder)
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine()
+
+
+@pytest.fixture
+def url(engine: Engine, tokenizer: Any) -> Iterator[str]:
+    with serving(engine, Served("tiny", tokenizer, context=400, vocabulary=259)) as address:
+        yield address
+
+
+@pytest.fixture
+def agent(engine: Engine, agent_tokenizer: Any) -> Iterator[str]:
+    with serving(engine, Served("tiny", agent_tokenizer, context=4000, vocabulary=263)) as address:
+        yield address
+
+
+def say(engine: Engine, tokenizer: Any, text: str, end: bool = True) -> None:
+    """Let the engine answer with this text."""
+    tokens = [*tokenizer.encode(text, add_special_tokens=False), *([EOS] if end else [])]
+    engine.script = lambda generation: tokens
+
+
+def post(url: str, body: Any, path: str = "/v1/chat/completions", **more: Any) -> httpx.Response:
+    return httpx.post(url + path, json=body, timeout=20, **more)
+
+
+def complaint(response: httpx.Response) -> dict[str, Any]:
+    """The error of a response that must be one, in OpenAI's shape."""
+    assert response.status_code >= 400
+    assert set(response.json()) == {"error"}
+    error: dict[str, Any] = response.json()["error"]
+    assert set(error) == {"message", "type", "code", "param"}
+    assert error["message"]
+    return error
+
+
+# answers
+
+
+def test_the_three_calls_of_the_seed(engine: Engine, url: str, tokenizer: Any) -> None:
+    say(engine, tokenizer, "Hello there")
+    [model] = httpx.get(f"{url}/v1/models").json()["data"]
+    assert (model["id"], model["object"], model["owned_by"]) == ("tiny", "model", "local")
+    assert httpx.get(f"{url}/v1/models/tiny").json() == model
+    chat = post(url, {"model": "tiny", **HI, "max_tokens": 64}).json()
+    assert chat["object"] == "chat.completion"
+    assert chat["choices"][0]["message"] == {"role": "assistant", "content": "Hello there", "refusal": None}
+    assert chat["choices"][0]["finish_reason"] == "stop"
+    usage = chat["usage"]
+    assert usage["prompt_tokens"] == len(engine.asked[0].prompt)
+    assert usage["completion_tokens"] == 12
+    assert usage["total_tokens"] == usage["prompt_tokens"] + 12
+    assert usage["prompt_tokens_details"]["cached_tokens"] == 3
+    assert chat["timings"]["cache_n"] == 3
+    text = post(url, {"model": "tiny", "prompt": "Hello", "max_tokens": 64}, "/v1/completions").json()
+    assert (text["object"], text["choices"][0]["text"]) == ("text_completion", "Hello there")
+
+
+def test_the_official_client_streams_and_counts(engine: Engine, url: str, tokenizer: Any) -> None:
+    say(engine, tokenizer, "naïve 🙂 text")
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    chunks = list(
+        client.chat.completions.create(
+            model="tiny",
+            messages=[{"role": "user", "content": "hi"}],
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    told = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+    assert "".join(told) == "naïve 🙂 text"
+    assert "\ufffd" not in "".join(told)
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "stop"
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == len(tokenizer.encode("naïve 🙂 text")) + 1
+    whole = client.completions.create(model="tiny", prompt=["one", "two"], max_tokens=5)
+    assert [choice.finish_reason for choice in whole.choices] == ["length", "length"]
+    client.close()
+
+
+def test_defaults_are_openais(engine: Engine, url: str) -> None:
+    post(url, HI)
+    post(url, {"prompt": "x"}, "/v1/completions")
+    chat, text = engine.asked
+    assert (chat.sampling.temperature, chat.sampling.top_p, chat.sampling.seed) == (1.0, 1.0, None)
+    assert chat.max_tokens == 400 - len(chat.prompt)
+    assert text.max_tokens == 16
+
+
+def test_settings_reach_the_engine(engine: Engine, url: str) -> None:
+    body = HI | {
+        "temperature": 0.5, "top_p": 0.9, "top_k": 10**9, "min_p": 0.1, "presence_penalty": 1,
+        "frequency_penalty": -1, "repetition_penalty": 1.1, "repetition_context_size": 50,
+        "xtc_probability": 0.2, "xtc_threshold": 0.3, "logit_bias": {"7": -5}, "seed": 10**30,
+        "max_completion_tokens": 9, "max_tokens": 100, "n": 2, "nonsense": {"is": "ignored"}, "stop": None,
+    }  # fmt: skip
+    assert post(url, body).status_code == 200
+    first, second = (one.sampling for one in engine.asked)
+    assert (first.temperature, first.top_p, first.top_k, first.min_p) == (0.5, 0.9, 10**9, 0.1)
+    assert (first.presence_penalty, first.frequency_penalty, first.repetition_penalty) == (1, -1, 1.1)
+    assert (first.xtc_probability, first.xtc_threshold, first.logit_bias) == (0.2, 0.3, {7: -5})
+    assert first.seed == 10**30 % 2**64
+    assert second.seed == (10**30 + 1) % 2**64
+    assert {one.max_tokens for one in engine.asked} == {9}
+
+
+def test_several_choices_come_whole_and_streamed(engine: Engine, url: str, tokenizer: Any) -> None:
+    answers = iter(["first", "second", "third"] * 2)
+    engine.script = lambda generation: [*tokenizer.encode(next(answers), add_special_tokens=False), EOS]
+    whole = post(url, HI | {"n": 3}).json()
+    assert [one["message"]["content"] for one in whole["choices"]] == ["first", "second", "third"]
+    assert whole["usage"]["prompt_tokens"] == len(engine.asked[0].prompt)
+    told = ["", "", ""]
+    for event in events(post(url, HI | {"n": 3, "stream": True}).text)[:-1]:
+        [choice] = event["choices"]
+        told[choice["index"]] += choice["delta"].get("content", "")
+    assert told == ["first", "second", "third"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_string_cuts_the_text_and_ends_the_generation(
+    engine: Engine, url: str, tokenizer: Any, stream: bool
+) -> None:
+    say(engine, tokenizer, "one limited thing and a long rest" * 5)
+    engine.pause = 0.001
+    body = HI | {"stop": ["nothing", "imit"], "stream": stream, "max_tokens": 200}
+    response = post(url, body)
+    if stream:
+        chunks = [event["choices"][0] for event in events(response.text)[:-1]]
+        text = "".join(chunk["delta"].get("content", "") for chunk in chunks)
+        finish = chunks[-1]["finish_reason"]
+    else:
+        choice = response.json()["choices"][0]
+        text, finish = choice["message"]["content"], choice["finish_reason"]
+        assert response.json()["usage"]["completion_tokens"] == len("one limit")
+    assert (text, finish) == ("one l", "stop")
+    assert len(engine.cancelled) == 1
+
+
+def test_logprobs_whole_and_streamed(engine: Engine, url: str, tokenizer: Any) -> None:
+    say(engine, tokenizer, "ab🙂")
+    body = HI | {"logprobs": True, "top_logprobs": 2}
+    [choice] = post(url, body).json()["choices"]
+    told = choice["logprobs"]["content"]
+    assert len(told) == 6
+    assert told[0]["token"] == "a"
+    assert (told[0]["logprob"], told[0]["bytes"]) == (-0.5, [97])
+    assert len(told[0]["top_logprobs"]) == 2
+    streamed = []
+    for event in events(post(url, body | {"stream": True}).text)[:-1]:
+        streamed += event["choices"][0]["logprobs"]["content"]
+    assert streamed == told
+    [text] = post(url, {"prompt": "x", "logprobs": 1}, "/v1/completions").json()["choices"]
+    assert text["logprobs"]["tokens"][:2] == ["a", "b"]
+    assert text["logprobs"]["text_offset"][:3] == [0, 1, 2]
+    assert text["logprobs"]["token_logprobs"] == [-0.5] * 6
+    assert complaint(post(url, HI | {"top_logprobs": 2}))["param"] == "top_logprobs"
+
+
+def test_prompts_of_every_kind(engine: Engine, url: str, tokenizer: Any) -> None:
+    for prompt, count in (("x", 1), (["x", "y"], 2), ([1, 2, 3], 1), ([[1, 2], [3]], 2)):
+        answer = post(url, {"prompt": prompt}, "/v1/completions").json()
+        assert len(answer["choices"]) == count
+    assert [list(one.prompt) for one in engine.asked[-2:]] == [[1, 2], [3]]
+    say(engine, tokenizer, "yes")
+    echoed = post(url, {"prompt": "say ", "echo": True}, "/v1/completions").json()
+    assert echoed["choices"][0]["text"].endswith("say yes")
+
+
+# reasoning, tools, formats
+
+
+def test_reasoning_is_told_apart(engine: Engine, agent: str, agent_tokenizer: Any) -> None:
+    say(engine, agent_tokenizer, "<think>let me see</think>It is 4.")
+    answer = post(agent, HI).json()
+    message = answer["choices"][0]["message"]
+    assert (message["content"], message["reasoning_content"]) == ("It is 4.", "let me see")
+    assert message["reasoning"] == message["reasoning_content"]
+    assert answer["usage"]["completion_tokens_details"]["reasoning_tokens"] > 5
+    say(engine, agent_tokenizer, "opened</think>done")
+    body = HI | {"chat_template_kwargs": {"open_think": True}, "stream": True}
+    deltas = [event["choices"][0]["delta"] for event in events(post(agent, body).text)[:-1]]
+    assert "".join(one.get("reasoning_content", "") for one in deltas) == "opened"
+    assert "".join(one.get("content", "") for one in deltas) == "done"
+
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+CALL = '{"name": "weather", "arguments": {"city": "Zürich"}}'
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tool_calls_are_parsed(engine: Engine, agent: str, agent_tokenizer: Any, stream: bool) -> None:
+    say(engine, agent_tokenizer, f"Let me look.<tool_call>{CALL}</tool_call><tool_call>{CALL}</tool_call>")
+    client = openai.OpenAI(base_url=f"{agent}/v1", api_key="none", max_retries=0)
+    asked: dict[str, Any] = {"model": "tiny", "messages": HI["messages"], "tools": [TOOL]}
+    if stream:
+        calls: dict[int, dict[str, str]] = {}
+        content, finish = "", None
+        for chunk in client.chat.completions.create(**asked, stream=True):
+            delta = chunk.choices[0].delta
+            content += delta.content or ""
+            finish = chunk.choices[0].finish_reason or finish
+            for call in delta.tool_calls or []:
+                known = calls.setdefault(call.index, {"name": "", "arguments": ""})
+                known["name"] += call.function.name or ""
+                known["arguments"] += call.function.arguments or ""
+        told = [calls[index] for index in sorted(calls)]
+    else:
+        choice = client.chat.completions.create(**asked).choices[0]
+        content, finish = choice.message.content, choice.finish_reason
+        told = [
+            {"name": call.function.name, "arguments": call.function.arguments}
+            for call in choice.message.tool_calls or []
+        ]
+    client.close()
+    assert [json.loads(one["arguments"]) for one in told] == [{"city": "Zürich"}] * 2
+    assert [one["name"] for one in told] == ["weather"] * 2
+    assert (content, finish) == ("Let me look.", "tool_calls")
+
+
+def test_an_agents_long_conversation_is_taken(engine: Engine, agent: str, agent_tokenizer: Any) -> None:
+    say(engine, agent_tokenizer, "Done.")
+    past = {
+        "id": "call_1",
+        "type": "function",
+        "function": {"name": "weather", "arguments": '{"city": "Bern"}'},
+    }
+    messages: list[dict[str, Any]] = [{"role": "developer", "content": "You are an agent. " * 60}]
+    for turn in range(8):
+        messages += [
+            {"role": "user", "content": [{"type": "text", "text": f"turn {turn}"}]},
+            {"role": "assistant", "content": None, "tool_calls": [past]},
+            {"role": "tool", "tool_call_id": "call_1", "content": "sunny"},
+        ]
+    answer = post(agent, {"messages": messages, "tools": [TOOL], "tool_choice": "auto"})
+    assert answer.json()["choices"][0]["message"]["content"] == "Done."
+    text = agent_tokenizer.decode(engine.asked[0].prompt)
+    assert text.startswith("<s>tool weather</s><s>system: You are an agent.")
+
+
+def test_tool_choice_is_honoured_or_refused(
+    engine: Engine, agent: str, url: str, agent_tokenizer: Any
+) -> None:
+    say(engine, agent_tokenizer, CALL)
+    for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
+        [told] = post(agent, HI | {"tools": [TOOL], "tool_choice": choice}).json()["choices"]
+        assert told["finish_reason"] == "tool_calls"
+        assert json.loads(told["message"]["tool_calls"][0]["function"]["arguments"]) == {"city": "Zürich"}
+        assert engine.asked[-1].grammar is not None
+    say(engine, agent_tokenizer, f"<tool_call>{CALL}</tool_call>")
+    [told] = post(agent, HI | {"tools": [TOOL], "tool_choice": "none"}).json()["choices"]
+    assert told["finish_reason"] == "stop"
+    assert "weather" not in agent_tokenizer.decode(engine.asked[-1].prompt)
+    wrong = {"type": "function", "function": {"name": "nobody"}}
+    assert complaint(post(agent, HI | {"tools": [TOOL], "tool_choice": wrong}))["param"] == "tool_choice"
+    assert complaint(post(url, HI | {"tools": [TOOL]}))["param"] == "tools"  # its template knows no tools
+    assert complaint(post(agent, HI | {"tools": [{"type": "function"}]}))["param"] == "tools.0"
+    assert complaint(post(agent, HI | {"tools": ["x"]}))["param"] == "tools.0"
+
+
+def test_a_format_becomes_a_grammar_or_is_refused(engine: Engine, url: str, agent: str) -> None:
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "integer"}}}
+    for wanted in ({"type": "json_object"}, schema):
+        assert post(url, HI | {"response_format": wanted}).status_code == 200
+        assert engine.asked[-1].grammar is not None
+    assert post(url, HI | {"response_format": {"type": "text"}}).status_code == 200
+    assert engine.asked[-1].grammar is None
+    for wrong in (
+        {"type": "xml"},
+        {"type": "json_schema"},
+        {"type": "json_schema", "json_schema": {"schema": {"type": "no such type"}}},
+    ):
+        assert complaint(post(url, HI | {"response_format": wrong}))["param"].startswith("response_format")
+    open_think = HI | {
+        "response_format": {"type": "json_object"},
+        "chat_template_kwargs": {"open_think": True},
+    }
+    assert post(agent, open_think).status_code == 200  # reasoning is left out for it
+    insisting = {"open_think": True, "enable_thinking": True}
+    refused = post(agent, open_think | {"chat_template_kwargs": insisting})
+    assert "reasoning" in complaint(refused)["message"]
+
+
+# complaints
+
+
+BAD: list[tuple[dict[str, Any], str | None]] = [
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": -1}, "max_tokens"),
+    ({"max_tokens": 1.5}, "max_tokens"),
+    ({"max_tokens": True}, "max_tokens"),
+    ({"max_completion_tokens": 0}, "max_completion_tokens"),
+    ({"temperature": -0.1}, "temperature"),
+    ({"temperature": "hot"}, "temperature"),
+    ({"top_p": 1.1}, "top_p"),
+    ({"top_k": "many"}, "top_k"),
+    ({"min_p": 2}, "min_p"),
+    ({"n": 0}, "n"),
+    ({"n": 1000}, "n"),
+    ({"stop": [5]}, "stop.0"),
+    ({"stop": 5}, "stop"),
+    ({"stop": ["x"] * 100}, "stop"),
+    ({"logit_bias": {"259": 1}}, "logit_bias"),
+    ({"logit_bias": {"-1": 1}}, "logit_bias"),
+    ({"logit_bias": {"a": 1}}, "logit_bias"),
+    ({"logit_bias": {"1": "x"}}, "logit_bias.1"),
+    ({"seed": "x"}, "seed"),
+    ({"messages": []}, "messages"),
+    ({"messages": "hi"}, "messages"),
+    ({"messages": [{"role": "king", "content": "x"}]}, "messages.0.role"),
+    ({"messages": [{"content": "x"}]}, "messages.0.role"),
+    ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]},
+     "messages.0.content"),
+    ({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "x", "arguments": "{"}}]}]},
+     "messages.0.tool_calls"),
+    ({"tools": "none"}, "tools"),
+    ({"tool_choice": "maybe"}, "tool_choice"),
+    ({"chat_template_kwargs": {"tokenize": False}}, "chat_template_kwargs.tokenize"),
+    ({"top_logprobs": 50, "logprobs": True}, "top_logprobs"),
+    ({"audio": {"voice": "x"}}, "audio"),
+    ({"modalities": ["audio"]}, "modalities"),
+    ({"prediction": {}}, "prediction"),
+    ({"web_search_options": {}}, "web_search_options"),
+    ({"store": True}, "store"),
+    ({"functions": [{"name": "x"}]}, "functions"),
+    ({"stream": "yes"}, "stream"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def quiet(tokenizer: Any) -> Iterator[tuple[Engine, str]]:
+    """A server that many tests may send nonsense to."""
+    engine = Engine()
+    with serving(engine, Served("tiny", tokenizer, context=400, vocabulary=259)) as address:
+        yield engine, address
+
+
+@pytest.mark.parametrize(("body", "param"), BAD, ids=[f"{at}-{param}" for at, (_, param) in enumerate(BAD)])
+def test_what_makes_no_sense_is_a_400_that_names_the_field(
+    quiet: tuple[Engine, str], body: dict[str, Any], param: str
+) -> None:
+    engine, url = quiet
+    asked = len(engine.asked)
+    response = post(url, HI | body)
+    error = complaint(response)
+    assert response.status_code == 400
+    assert error["param"] == param
+    assert error["type"] == "invalid_request_error"
+    assert len(engine.asked) == asked
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"", b"{", b"[]", b"5", b'"x"', b"null", b"\xff\xfe{}", b'{"prompt": NaN}', b'{"prompt": Infinity}',
+        b'{"prompt": "\\ud800"}', b'{"prompt": "x", "temperature": NaN}', b"[" * 100_000,
+        b'{"prompt": ' + b"[" * 500 + b"]" * 500 + b"}", b'{"prompt": ' + b"9" * 5000 + b"}",
+        b'{"prompt": "x", "seed": ' + b"9" * 5000 + b"}", b'{"prompt": ""}', b'{"prompt": []}',
+        b'{"prompt": [999999]}', b'{"prompt": [-1]}', b'{"prompt": [[]]}', b'{"prompt": [1, "x"]}',
+        b'{"prompt": {"a": 1}}', b'{"prompt": "x", "best_of": 5}', b'{"prompt": "x", "suffix": "y"}',
+        b'{"prompt": "x", "logprobs": 99}', b'{"prompt": "x", "echo": true, "stream": true}', b"{}",
+    ],
+)  # fmt: skip
+def test_bodies_that_are_nonsense_are_a_400(quiet: tuple[Engine, str], raw: bytes) -> None:
+    _, url = quiet
+    response = httpx.post(f"{url}/v1/completions", content=raw, timeout=20)
+    complaint(response)
+    assert response.status_code == 400
+
+
+def test_unknown_paths_models_and_methods_are_told_in_the_same_shape(quiet: tuple[Engine, str]) -> None:
+    _, url = quiet
+    for response, status in (
+        (httpx.get(f"{url}/nowhere"), 404),
+        (httpx.get(f"{url}/v1/models/some/other"), 404),
+        (post(url, HI | {"model": "other"}), 404),
+        (httpx.get(f"{url}/v1/chat/completions"), 405),
+        (httpx.delete(f"{url}/v1/models"), 405),
+    ):
+        complaint(response)
+        assert response.status_code == status
+    assert complaint(post(url, HI | {"model": "other"}))["code"] == "model_not_found"
+    assert post(url, HI | {"model": "default"}).status_code == 200
+
+
+def test_a_prompt_beyond_the_context_is_refused_and_one_of_a_megabyte_too(quiet: tuple[Engine, str]) -> None:
+    _, url = quiet
+    assert complaint(post(url, {"prompt": "x" * 400}, "/v1/completions"))["code"] == "context_length_exceeded"
+    assert post(url, {"prompt": "x" * 399, "max_tokens": 99}, "/v1/completions").status_code == 200
+    large = post(url, {"prompt": "word " * 200_000}, "/v1/completions")
+    assert complaint(large)["code"] == "context_length_exceeded"
+
+
+def test_what_the_engine_refuses_keeps_its_status(engine: Engine, url: str) -> None:
+    engine.refuse = ServerError(429, "full", kind="rate_limit_error", code="queue_full", retry_after=7)
+    for stream in (False, True):
+        response = post(url, HI | {"stream": stream})
+        assert (response.status_code, response.headers["Retry-After"]) == (429, "7")
+        assert complaint(response)["code"] == "queue_full"
+
+
+def test_a_failure_on_the_way_is_an_event_and_done(engine: Engine, url: str) -> None:
+    engine.script = lambda generation: [70] * 50
+    engine.break_after = 3
+    told = events(post(url, HI | {"stream": True}).text)
+    assert told[-1] == "[DONE]"
+    assert told[-2]["error"]["message"] == "rank 1 (mac2) failed: it is gone"
+    assert complaint(post(url, HI))["message"] == "rank 1 (mac2) failed: it is gone"
+    engine.break_after = 0  # before a first token an error is still a status
+    assert post(url, HI | {"stream": True}).status_code == 503
+
+
+# clients
+
+
+def wait_for(condition: Any, deadline: float = 5.0) -> None:
+    end = time.monotonic() + deadline
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("body", [{}, {"stream": True}, {"seed": 3, "stream": True}, {"n": 3}])
+def test_a_client_that_goes_away_leaves_the_batch_at_once(
+    engine: Engine, url: str, body: dict[str, Any]
+) -> None:
+    engine.script = lambda generation: [70] * 100_000
+    engine.pause = 0.01
+    data = json.dumps(HI | body | {"max_tokens": 300}).encode()
+    address = url.removeprefix("http://").split(":")
+    with socket.create_connection((address[0], int(address[1]))) as client:
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nHost: {address[0]}\r\nContent-Length: {len(data)}\r\n\r\n"
+        )
+        client.sendall(head.encode() + data)
+        wait_for(lambda: len(engine.asked) == body.get("n", 1))
+        if body.get("stream"):
+            assert client.recv(100)
+    wait_for(lambda: len(engine.cancelled) == len(engine.asked))
+
+
+def test_one_that_reads_slowly_holds_nobody_up(engine: Engine, url: str) -> None:
+    engine.script = lambda generation: [70] * 100_000
+    address = url.removeprefix("http://").split(":")
+    data = json.dumps({"prompt": "x", "stream": True, "max_tokens": 399}).encode()
+    with socket.create_connection((address[0], int(address[1]))) as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: {address[0]}\r\nContent-Length: {len(data)}\r\n\r\n"
+        slow.sendall(head.encode() + data)
+        wait_for(lambda: len(engine.asked) == 1)
+        for _ in range(3):
+            assert post(url, {"prompt": "x"}, "/v1/completions").status_code == 200
+
+
+def test_many_clients_at_once(engine: Engine, url: str, tokenizer: Any) -> None:
+    say(engine, tokenizer, "hello")
+    results: list[int] = []
+
+    def one() -> None:
+        results.append(post(url, HI | {"stream": True}).text.count("data: "))
+
+    threads = [threading.Thread(target=one) for _ in range(64)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert results == [results[0]] * 64
+
+
+# who may ask
+
+
+def test_without_the_key_nothing_but_health_is_told(engine: Engine, tokenizer: Any) -> None:
+    served = Served("tiny", tokenizer, context=400, vocabulary=259, api_key="secret key 1")
+    with serving(engine, served) as url:
+        for path in ("/", "/status", "/metrics", "/v1/models", "/v1/models/tiny"):
+            assert complaint(httpx.get(url + path))["code"] == "invalid_api_key"
+        assert post(url, HI).status_code == 401
+        assert post(url, HI, headers={"Authorization": "Bearer wrong"}).status_code == 401
+        assert post(url, HI, headers={"Authorization": "Bearer secret key 1"}).status_code == 200
+        assert httpx.get(f"{url}/health").json() == {"status": "ok", "stage": "serving"}
+        assert engine.asked == engine.asked[:1]
+
+
+def test_no_web_page_reaches_it_unasked(engine: Engine, url: str, tokenizer: Any) -> None:
+    for host in ("evil.example.com", "127.0.0.1.evil.com"):
+        assert complaint(httpx.get(f"{url}/v1/models", headers={"Host": host}))["code"] == "wrong_host"
+    for host in ("localhost:80", "127.0.0.1", "[::1]:8080", "macstudio1.local", "mac1"):
+        assert httpx.get(f"{url}/v1/models", headers={"Host": host}).status_code == 200
+    origin = {"Origin": "https://page.example"}
+    assert "access-control-allow-origin" not in httpx.get(f"{url}/v1/models", headers=origin).headers
+    served = replace(
+        Served("tiny", tokenizer, context=400, vocabulary=259), cors_origins=("https://page.example",)
+    )
+    with serving(engine, served) as allowed:
+        told = httpx.get(f"{allowed}/v1/models", headers=origin).headers
+        assert told["access-control-allow-origin"] == "https://page.example"
+        other = httpx.get(f"{allowed}/v1/models", headers={"Origin": "https://other.example"}).headers
+        assert "access-control-allow-origin" not in other
+
+
+def test_a_body_that_is_too_large_is_refused_whatever_it_says(engine: Engine, tokenizer: Any) -> None:
+    served = Served("tiny", tokenizer, context=400, vocabulary=259, max_body_bytes=1000)
+    with serving(engine, served) as url:
+        large = b"x" * 5000
+        assert httpx.post(f"{url}/v1/completions", content=large).status_code == 413
+        chunked = httpx.post(f"{url}/v1/completions", content=iter([large]))
+        assert complaint(chunked)["code"] == "body_too_large"
+
+
+def test_before_the_model_is_there_everything_says_so(engine: Engine) -> None:
+    with serving(engine, None) as url:
+        health = httpx.get(f"{url}/health")
+        assert health.status_code == 503
+        for response in (post(url, HI), httpx.get(f"{url}/v1/models")):
+            assert response.status_code == 503
+            assert complaint(response)["code"] == "not_ready"
+            assert response.headers["Retry-After"]
+
+
+# what it tells of itself
+
+
+def test_page_status_metrics_and_openapi(engine: Engine, url: str) -> None:
+    post(url, HI)
+    page = httpx.get(url).text
+    assert "tiny" in page
+    assert f"curl -s {url}/v1/chat/completions" in page
+    assert "<script" not in page
+    assert "src=" not in page
+    status = httpx.get(f"{url}/status").json()
+    assert status["ranks"][0]["name"] == "mac1"
+    assert status["served"]["model"] == "tiny"
+    assert status["ttft_s"]["p50"] > 0
+    metrics = httpx.get(f"{url}/metrics").text
+    assert 'jaccl_requests_total{route="/v1/chat/completions",status="200"} 1.0' in metrics
+    assert 'jaccl_rank_alive{name="mac1",rank="0"} 1.0' in metrics
+    assert "jaccl_ttft_seconds_count 1.0" in metrics
+    paths = httpx.get(f"{url}/openapi.json").json()["paths"]
+    assert "requestBody" in paths["/v1/chat/completions"]["post"]
