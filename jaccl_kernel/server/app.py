@@ -20,6 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 from jaccl_kernel.server import page, schema
 from jaccl_kernel.server.answer import Choice, Delta
 from jaccl_kernel.server.chat import Prompt, chat_prompt, completion_prompts
+from jaccl_kernel.server.examples import examples
 from jaccl_kernel.server.generation import Engine, Generation, Served, ServerError
 from jaccl_kernel.server.guard import Guard, check_key, read_body
 from jaccl_kernel.server.metrics import Metrics
@@ -87,8 +88,12 @@ class _Api:
     async def status(self, request: Request) -> JSONResponse:
         served = self._served()
         check_key(request, served)
-        facts = {**served.facts, "context": served.context, "model": served.name} if served else {}
-        return JSONResponse(self._engine.status() | {"served": facts, "ttft_s": self.metrics.ttft()})
+        told = self._engine.status() | {"ttft_s": self.metrics.ttft(), "served": {}, "examples": []}
+        if served:
+            base = str(request.base_url).rstrip("/")
+            told["served"] = {**served.facts, "context": served.context, "model": served.name}
+            told["examples"] = examples(base, served.name, key=served.api_key is not None)
+        return JSONResponse(told)
 
     async def prometheus(self, request: Request) -> PlainTextResponse:
         check_key(request, self._served())

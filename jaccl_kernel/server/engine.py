@@ -28,6 +28,7 @@ from jaccl_kernel.server.sampling import Chooser, Row
 RESERVE = 2048  # tokens of an answer that memory is set aside for; few answers are longer
 RATE_WINDOW_S = 5.0
 STEP_WEIGHT = 0.1  # of the newest step in the running mean of step times
+BLAME_S = 1.0  # how long a failed step waits for the news that another rank is gone, before blaming rank 0
 DIGESTS = 512  # steps for which rank 0 remembers its digest, to compare a worker's
 
 
@@ -293,11 +294,16 @@ class Engine:
             while self._wait_for_work():
                 self._round()
         except Exception as error:
-            if not self.failed:  # a step fails too when another rank is gone: that is known already
+            if not self._another_failed():
                 self.fail(0, f"{type(error).__name__}: {error}")
             raise
         finally:
             self.busy_since = None
+
+    def _another_failed(self) -> bool:
+        """Whether a step failed as another rank is gone: the step may know it before the control."""
+        with self._wake:
+            return self._wake.wait_for(lambda: bool(self.failed), BLAME_S if self._control else 0)
 
     def stop(self, why: str = "the server is stopping") -> None:
         """End every stream with an error and let `run` return after its present step. From any thread."""

@@ -1,38 +1,35 @@
-"""The curl calls that try a server: the same on its page, in the notebook and in the README. Pure text."""
+"""The curl calls that try a server, the same on its page and in the notebook. Pure text."""
 
 import json
 import shlex
 from typing import Any
 
-PROMPT = "hello"
 
-
-def curl_examples(url: str, model: str, *, key: bool = False) -> dict[str, str]:
-    """Three calls, by what they ask for: models, chat, completion.
+def examples(url: str, model: str, *, key: bool = False) -> list[dict[str, Any]]:
+    """Three calls (models, chat, completion), each with `name`, `path`, `body` (None for a GET) and `curl`.
 
     Args:
         url: the server, without /v1.
         model: the id that it serves.
-        key: whether it needs its API key; it is taken from $JACCL_API_KEY, not written out.
+        key: whether it needs its API key; the text takes it from $JACCL_API_KEY, and does not write it out.
     """
-    auth = ' \\\n  -H "Authorization: Bearer $JACCL_API_KEY"' if key else ""
-    return {
-        "models": f"curl -s {url}/v1/models{auth}",
-        "chat": _post(f"{url}/v1/chat/completions", chat_body(model), auth),
-        "completion": _post(f"{url}/v1/completions", completion_body(model), auth),
-    }
+    chat = {"model": model, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 64}
+    completion = {"model": model, "prompt": "Hello", "max_tokens": 64}
+    calls = [
+        ("models", "/v1/models", None),
+        ("chat", "/v1/chat/completions", chat),
+        ("completion", "/v1/completions", completion),
+    ]
+    return [
+        {"name": name, "path": path, "body": body, "curl": _curl(url + path, body, key=key)}
+        for name, path, body in calls
+    ]
 
 
-def chat_body(model: str) -> dict[str, Any]:
-    """The chat request of the example."""
-    return {"model": model, "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 64}
-
-
-def completion_body(model: str) -> dict[str, Any]:
-    """The completion request of the example."""
-    return {"model": model, "prompt": "Hello", "max_tokens": 64}
-
-
-def _post(url: str, body: dict[str, Any], auth: str) -> str:
-    data = shlex.quote(json.dumps(body))
-    return f"curl -s {url} \\\n  -H 'Content-Type: application/json'{auth} \\\n  -d {data}"
+def _curl(address: str, body: dict[str, Any] | None, *, key: bool) -> str:
+    words = [f"curl -s {address}"]
+    if key:
+        words.append('-H "Authorization: Bearer $JACCL_API_KEY"')
+    if body is not None:
+        words += ["-H 'Content-Type: application/json'", f"-d {shlex.quote(json.dumps(body))}"]
+    return " \\\n  ".join(words)

@@ -3,6 +3,7 @@
 import html
 from typing import Any
 
+from jaccl_kernel.server.examples import examples
 from jaccl_kernel.server.generation import Served
 
 _STYLE = """
@@ -59,8 +60,6 @@ def _ranks(status: dict[str, Any]) -> str:
 
 
 def _examples(served: Served, base: str) -> str:
-    from jaccl_kernel.server.examples import curl_examples
-
-    texts = curl_examples(base, served.name, key=served.api_key is not None)
-    blocks = "".join(f"<pre>{html.escape(text)}</pre>" for text in texts.values())
+    calls = examples(base, served.name, key=served.api_key is not None)
+    blocks = "".join(f"<pre>{html.escape(call['curl'])}</pre>" for call in calls)
     return f"<h2>Ask it</h2>{blocks}"

@@ -73,8 +73,10 @@ class Running:
         """Its `/status`; where it does not answer, `state` says so: "starting", "silent" or "gone"."""
         if not self.alive():
             return {"state": "gone", "stage": "it has ended"}
-        told = await asyncio.to_thread(self._ask)
-        return told or {"state": "silent", "stage": "it does not answer over HTTP (yet)"}
+        try:
+            return await asyncio.to_thread(self.ask, "/status", deadline=ASK_S)
+        except JobError:
+            return {"state": "silent", "stage": "it does not answer over HTTP (yet)"}
 
     async def stop(self) -> str:
         """End it, whatever state it is in; returns what was done, in a sentence.
@@ -121,18 +123,30 @@ class Running:
                 last[event.rank] = int(event.data["pid"])
         return list(last.values())
 
-    def _ask(self) -> dict[str, Any] | None:
-        request = urllib.request.Request(f"{self.url}/status")
+    def ask(
+        self, path: str, body: dict[str, Any] | None = None, *, deadline: float = 120.0
+    ) -> dict[str, Any]:
+        """The JSON that a GET of `path`, or a POST of `body` to it, answers; an error's too.
+
+        Raises:
+            JobError: no answer, or none in JSON.
+        """
+        request = urllib.request.Request(self.url + path, None if body is None else json.dumps(body).encode())
+        request.add_header("Content-Type", "application/json")
         if self.state.api_key:
             request.add_header("Authorization", f"Bearer {self.state.api_key}")
         # no proxy: it is this machine, or one on the same network
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with opener.open(request, timeout=ASK_S) as answer:
+            try:
+                answer = opener.open(request, timeout=deadline)
+            except urllib.error.HTTPError as error:
+                answer = error
+            with answer:
                 told: dict[str, Any] = json.load(answer)
-                return told
-        except (OSError, ValueError):
-            return None
+        except (OSError, ValueError) as error:
+            raise JobError(f"no answer from {self.url}{path}: {error}", fix="See `jaccl status`.") from error
+        return told
 
 
 def find_running() -> list[Running]:

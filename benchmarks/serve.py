@@ -1,0 +1,256 @@
+"""Our server against mlx_lm.server: same model, ranks, machine, prompts and clients, side by side in one run.
+
+    .venv/bin/python -m benchmarks.serve [--model DIR] [--tokens 32] [--clients 1,8,32] [--rounds 1]
+
+Measured for each: tokens a second over all clients (streaming, greedy), time to first token alone and while
+a stream runs, the time between tokens, and the CPU that it uses idle (all its processes, per cent of a core
+over 10 s). The peers are `mlx.launch -n 2 -m mlx_lm.server` as a person would type it, and the same server
+with its ranks spawned directly and one math thread each. The bare loop is `ranks bench` on as many ranks.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+
+from jaccl_kernel.jobs import ports
+from jaccl_kernel.models.demo import ensure_demo
+from jaccl_kernel.rehearsal.homes import make_hostfile
+from jaccl_kernel.steps.bench import BenchOptions, bench
+
+LAUNCH = str(Path(sys.executable).with_name("mlx.launch"))
+SUBJECTS = ("cables", "rivers", "clocks", "bridges", "engines", "gardens", "letters", "winters", "islands")
+IDLE_S = 10.0
+START_S = 180.0
+
+
+def prompt(number: int) -> str:
+    """A prompt that no other request of the run begins with: a prompt cache is not what is measured."""
+    subject = SUBJECTS[number % len(SUBJECTS)]
+    return f"{number}. Write a long essay about {subject}, their history and their use in daily life."
+
+
+@dataclass
+class Timed:
+    """One streamed answer."""
+
+    ttft: float = 0.0
+    gaps: list[float] = field(default_factory=list)
+    tokens: int = 0
+
+
+async def ask(client: httpx.AsyncClient, number: int, tokens: int) -> Timed:
+    """Stream one answer and time it."""
+    body = {
+        "messages": [{"role": "user", "content": prompt(number)}],
+        "max_tokens": tokens,
+        "temperature": 0.0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    timed = Timed()
+    began = last = time.perf_counter()
+    async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        answer.raise_for_status()
+        async for line in answer.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            event = json.loads(line[6:])
+            if event.get("usage"):
+                timed.tokens = event["usage"]["completion_tokens"]
+            if not any(one["delta"].get("content") for one in event["choices"]):
+                continue
+            now = time.perf_counter()
+            if timed.ttft:
+                timed.gaps.append(now - last)
+            else:
+                timed.ttft = now - began
+            last = now
+    return timed
+
+
+async def measure(url: str, tokens: int, clients: list[int]) -> dict[str, float]:
+    """All figures of one server."""
+    result: dict[str, float] = {}
+    numbers = iter(range(1, 100_000))
+    limits = httpx.Limits(max_connections=100)
+    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits, trust_env=False) as client:
+        await ask(client, next(numbers), 4)
+        for count in clients:
+            began = time.perf_counter()
+            asked = (ask(client, next(numbers), tokens) for _ in range(count))
+            results = await asyncio.gather(*asked, return_exceptions=True)
+            took = time.perf_counter() - began
+            answers = [one for one in results if isinstance(one, Timed)]
+            result[f"failed, {count} clients"] = count - len(answers)
+            result[f"tok/s, {count} clients"] = sum(one.tokens for one in answers) / took
+            gaps = sorted(gap for one in answers for gap in one.gaps)
+            if gaps:
+                result[f"ITL p95 ms, {count} clients"] = gaps[len(gaps) * 95 // 100] * 1e3
+        alone = [(await ask(client, next(numbers), 2)).ttft for _ in range(8)]
+        running = asyncio.create_task(ask(client, next(numbers), 4000))
+        await asyncio.sleep(1.0)
+        beside = []
+        for _ in range(8):
+            beside.append((await ask(client, next(numbers), 2)).ttft)
+            if running.done():
+                running = asyncio.create_task(ask(client, next(numbers), 4000))
+                await asyncio.sleep(0.5)
+        running.cancel()
+        await asyncio.wait([running])
+        for name, times in (("alone", alone), ("beside a stream", beside)):
+            result[f"TTFT p50 ms, {name}"] = statistics.median(times) * 1e3
+            result[f"TTFT p95 ms, {name}"] = max(times) * 1e3
+    return result
+
+
+def idle(process: "subprocess.Popen[bytes]") -> float:
+    """Per cent of a core that a process and its children use over IDLE_S seconds."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    before = sum(sum(one.cpu_times()[:2]) for one in family)
+    time.sleep(IDLE_S)
+    return (sum(sum(one.cpu_times()[:2]) for one in family) - before) / IDLE_S * 100
+
+
+@contextlib.contextmanager
+def started(processes: list["subprocess.Popen[bytes]"], url: str) -> Iterator[None]:
+    """Wait until the server answers; end its processes, all of them, after the block."""
+    families: list[psutil.Process] = []
+    try:
+        end = time.monotonic() + START_S
+        while True:
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{url}/health", trust_env=False).status_code == 200:
+                    break
+            if time.monotonic() > end or any(one.poll() is not None for one in processes):
+                sys.exit(f"the server at {url} did not start")
+            time.sleep(0.2)
+        families = [child for one in processes for child in psutil.Process(one.pid).children(recursive=True)]
+        yield
+    finally:
+        for one in processes:
+            one.terminate()
+        for one in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                one.wait(15)
+            one.kill()
+            one.wait()
+        for child in families:  # the peers leave theirs behind
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+
+
+def our_command(model: Path, folder: Path, port: int) -> list[str]:
+    """`jaccl serve` over two simulated Macs."""
+    hostfile = folder / "hostfile.json"
+    make_hostfile(2).write(hostfile)
+    serve = [sys.executable, "-m", "jaccl_kernel.cli", "serve", str(hostfile), "--model", str(model)]
+    return [*serve, f"--port={port}", f"--ctrl-port={port + 1}"]
+
+
+def peer_arguments(model: Path, port: int) -> list[str]:
+    """mlx_lm.server's."""
+    return ["-m", "mlx_lm.server", "--model", str(model), "--port", str(port), "--log-level", "ERROR"]
+
+
+def spawned(model: Path, folder: Path, port: int, first: int) -> list["subprocess.Popen[bytes]"]:
+    """mlx_lm.server's two ranks without any launcher."""
+    hosts = folder / "hosts.json"
+    hosts.write_text(json.dumps([[f"127.0.0.1:{first}"], [f"127.0.0.1:{first + 1}"]]))
+    return [
+        subprocess.Popen(
+            [sys.executable, *peer_arguments(model, port)],
+            env=os.environ | {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts), "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for rank in range(2)
+    ]
+
+
+def run_all(model: Path, tokens: int, clients: list[int], peers: list[str]) -> dict[str, dict[str, float]]:
+    """Every server's figures, one server after the other."""
+    results: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for peer in peers:
+            port = ports.choose(6)
+            url = f"http://127.0.0.1:{port}"
+            if peer == "ours":
+                processes = [subprocess.Popen(our_command(model, folder, port), stderr=subprocess.DEVNULL)]
+            elif peer == "mlx.launch":
+                command = [
+                    LAUNCH,
+                    "-n",
+                    "2",
+                    "--python",
+                    sys.executable,
+                    "--starting-port",
+                    str(port + 2),
+                    "--",
+                ]
+                processes = [
+                    subprocess.Popen(
+                        [*command, *peer_arguments(model, port)],
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.DEVNULL,
+                        stderr=subprocess.DEVNULL,
+                    )
+                ]
+            else:
+                processes = spawned(model, folder, port, port + 2)
+            with started(processes, url):
+                results[peer] = {"idle CPU %": sum(idle(one) for one in processes)}
+                results[peer] |= asyncio.run(measure(url, tokens, clients))
+            print(
+                f"{peer}: {json.dumps({key: round(value, 1) for key, value in results[peer].items()})}",
+                flush=True,
+            )
+    return results
+
+
+async def bare(model: Path, tokens: int) -> float:
+    """Tokens a second of the bare generate loop on two ranks, prompt included as in a client's view."""
+    options = BenchOptions(model=str(model), prompt=prompt(0), max_tokens=tokens, ranks=[2], repeats=3)
+    point = (await bench(make_hostfile(2), options, save=False)).points[0]
+    rate, ttft = point["generation_tps"]["median"], point["ttft_s"]["median"]
+    count = point["generated_tokens"]
+    return float(count / (ttft + (count - 1) / rate))
+
+
+def main() -> None:
+    """Measure all, print a table with ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--model", type=Path, help="default: the demo model")
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--clients", default="1,8,32")
+    parser.add_argument("--peers", default="ours,mlx.launch,spawned")
+    options = parser.parse_args()
+    model = options.model or asyncio.run(ensure_demo())
+    clients = [int(one) for one in options.clients.split(",")]
+    results = run_all(model, options.tokens, clients, options.peers.split(","))
+    loop = asyncio.run(bare(model, options.tokens))
+    names = list(results)
+    width = max(len(key) for key in results[names[0]]) + 2
+    print(" " * width + "".join(f"{name:>14}" for name in names))
+    for key in results[names[0]]:
+        print(f"{key:<{width}}" + "".join(f"{results[name].get(key, float('nan')):>14.1f}" for name in names))
+    print(f"bare generate loop, 1 client: {loop:.1f} tok/s", end="")
+    if "ours" in results:
+        print(f"; ours is {results['ours']['tok/s, 1 clients'] / loop:.2f}x of it")
+
+
+if __name__ == "__main__":
+    main()

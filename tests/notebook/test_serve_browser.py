@@ -1,0 +1,85 @@
+"""06_serve in a real JupyterLab and a real Chromium. pytest tests/notebook/test_serve_browser.py."""
+
+import os
+import shutil
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaccl_kernel.jobs import ports
+from jaccl_kernel.notebook import session
+from jaccl_kernel.steps.serve_detached import find_running
+from tests.lab import REPOSITORY, Lab, NotebookPage, missing, open_browser, start_lab
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(bool(missing()), reason=missing() or "all there"),
+    pytest.mark.usefixtures("nothing_left"),
+]
+
+
+@pytest.fixture
+def lab(tiny_model: Path, tmp_path: Path) -> Iterator[Lab]:
+    root = tmp_path / "clone"
+    for folder in ("notebooks", "hostfiles"):
+        shutil.copytree(
+            REPOSITORY / folder, root / folder, ignore=shutil.ignore_patterns("*.local.json", ".ipynb_*")
+        )
+    (tmp_path / "own").mkdir()
+    session.choose_model(str(tiny_model))
+    with start_lab(root, tmp_path / "own") as running:
+        yield running
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    with open_browser() as opened:
+        yield opened
+
+
+def test_start_try_restart_the_kernel_find_it_again_and_end(lab: Lab, browser: Any) -> None:
+    notebook = NotebookPage.open(browser, lab, "notebooks/06_serve.ipynb", height=3000)
+    notebook.run_cell(0)
+    notebook.button("Start").wait_for()
+    port = notebook.page.get_by_label("Port")
+    port.fill(str(ports.choose(1)))
+    port.press("Tab")
+    notebook.run_cell(1)
+    notebook.wait_for("ready: serving", 90)
+    notebook.button("POST chat").click()
+    notebook.wait_for('"object": "chat.completion"')
+    shown = notebook.outputs()
+    for words in (
+        "REHEARSAL",
+        "Base URL for clients",
+        "running, 0 waiting",
+        "mac2",
+        "curl -s http://127.0.0.1",
+    ):
+        assert words in shown
+    if shot := os.environ.get("JACCL_SHOTS"):
+        notebook.page.screenshot(path=str(Path(shot) / "06_serve.png"), full_page=True)
+    [kernel] = lab.kernels()
+    request = urllib.request.Request(
+        f"{lab.url}/api/kernels/{kernel['id']}/restart",
+        data=b"",
+        headers={"Authorization": f"token {lab.token}"},
+        method="POST",
+    )
+    urllib.request.urlopen(request, timeout=30).close()
+    [running] = find_running()
+    notebook.page.reload()
+    notebook.page.wait_for_timeout(500)  # the page that was is still there for a moment
+    notebook.button("POST chat").wait_for(state="detached")
+    notebook.run_cell(0)
+    notebook.wait_for("ready: serving")
+    assert notebook.button("Start").is_disabled()
+    [found] = find_running()
+    assert found.id == running.id
+    notebook.button("End the server").click()
+    notebook.wait_for("The server was stopped")
+    assert find_running() == []
+    assert notebook.outsiders() == []
