@@ -3,7 +3,9 @@
 import asyncio
 import json
 import random
+import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import llguidance
 import pytest
@@ -179,6 +181,30 @@ async def test_a_lost_rank_ends_all_and_its_return_takes_work_again(start: Calla
     one.engine._found(1)
     assert len(await one.tokens(Generation(PROMPT, 3, GREEDY))) == 3
     assert one.engine.status()["running"] == 0
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)  # the step's error is raised
+@pytest.mark.parametrize("known_after_s", [0.2, None])
+async def test_a_step_that_breaks_as_a_worker_dies_does_not_blame_rank_0(
+    start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, known_after_s: float | None
+) -> None:
+    one = start()
+    told: list[tuple[int, str]] = []
+    one.engine.on_failed = lambda rank, why: told.append((rank, why))
+    monkeypatch.setattr(one.engine, "_control", SimpleNamespace(send=lambda plan: None, workers={}))
+
+    def breaks(plan: object, known: object) -> None:
+        if known_after_s:
+            threading.Timer(known_after_s, one.engine._lost, (1, "its connection ended", True)).start()
+        raise RuntimeError("[ring] connection to a peer was lost")
+
+    monkeypatch.setattr(one.engine._share, "apply", breaks)
+    with pytest.raises(ServerError, match="rank 1 failed" if known_after_s else "rank 0 failed"):
+        await one.tokens(Generation(PROMPT, 3))
+    one.thread.join(10)
+    assert [rank for rank, _ in told] == ([1] if known_after_s else [0])
 
 
 async def test_hundreds_of_random_requests_leave_nothing_behind(running: Running) -> None:
