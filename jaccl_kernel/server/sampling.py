@@ -16,6 +16,8 @@ from jaccl_kernel.server.generation import Sampling
 
 MASK64 = (1 << 64) - 1
 WIDE_TOP_K = 1024  # a larger top_k is found by sorting the whole row
+# ring takes a slow way for fewer elements than ranks: with two, it cost as much as five collectives
+LEAST_AGREED = 16
 
 Mask = Callable[[Sequence[int]], mx.array | None]
 
@@ -97,11 +99,11 @@ class Chooser:
         if not self._leads:
             # the choice must wait for this rank's own collectives of the forward pass, as on rank 0
             zeros = mx.depends([mx.zeros((len(uids),), dtype=mx.uint32)], [logits])[0]
-            return mx.distributed.all_sum(zeros, group=self._group), [None] * len(uids)
+            return self._agree(zeros), [None] * len(uids)
         rows = [self.rows[uid] for uid in uids]
         tokens = self._choose(rows, self._adjust(rows, inputs, logits)).astype(mx.uint32)
         if self._group is not None:
-            tokens = mx.distributed.all_sum(tokens, group=self._group)
+            tokens = self._agree(tokens)
         reports = [
             None if row.top_logprobs is None else _report(logits[at], tokens[at], row.top_logprobs)
             for at, row in enumerate(rows)
@@ -109,6 +111,13 @@ class Chooser:
         for row in rows:
             row.position += 1
         return tokens, reports
+
+    def _agree(self, tokens: mx.array) -> mx.array:
+        """Rank 0's tokens, on every rank: the others hand in zeros."""
+        rows = len(tokens)
+        if rows < LEAST_AGREED:
+            tokens = mx.pad(tokens, (0, LEAST_AGREED - rows))
+        return mx.distributed.all_sum(tokens, group=self._group)[:rows]
 
     def _adjust(self, rows: Sequence[Row], inputs: mx.array, logits: mx.array) -> mx.array:
         """The logits after penalties, bias and grammar; untouched where no row has any."""
