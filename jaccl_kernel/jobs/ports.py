@@ -5,9 +5,10 @@ another machine is never probed.
 """
 
 import socket
+from collections.abc import Collection
 from contextlib import ExitStack
 
-from jaccl_kernel.errors import Busy
+from jaccl_kernel.errors import Busy, InputError
 
 FIRST, LAST = 32323, 48000  # from mlx.launch's default up, below the usual ephemeral range of macOS
 ADDRESS = "127.0.0.1"
@@ -27,13 +28,20 @@ def are_free(first: int, count: int) -> bool:
     return True
 
 
-def choose(count: int, wanted: int | None = None) -> int:
+def choose(count: int, wanted: int | None = None, besides: Collection[int] = ()) -> int:
     """The first of `count` free consecutive ports: `wanted`, or the lowest that serves.
+
+    Args:
+        count: how many.
+        wanted: the first of them, where that was asked for.
+        besides: ports that are free but spoken for.
 
     Raises:
         Busy: `wanted` is taken, or none is free.
+        InputError: `wanted` would take one of `besides`.
     """
     if wanted is not None:
+        refuse_shared(wanted, count, besides)
         if not 0 < wanted <= 65535 - count + 1 or not are_free(wanted, count):
             raise Busy(
                 f"port {wanted} (or one of the {count - 1} after it) is in use or not allowed",
@@ -42,6 +50,23 @@ def choose(count: int, wanted: int | None = None) -> int:
             )
         return wanted
     for first in range(FIRST, LAST, count):
-        if are_free(first, count):
+        if not _shared(first, count, besides) and are_free(first, count):
             return first
     raise Busy(f"no {count} free ports in a row between {FIRST} and {LAST}", where=ADDRESS)
+
+
+def refuse_shared(first: int, count: int, besides: Collection[int]) -> None:
+    """Refuse a program's own ports where the ranks would meet at them.
+
+    Raises:
+        InputError: one of `besides` is among the `count` ports from `first`.
+    """
+    if shared := _shared(first, count, besides):
+        raise InputError(
+            f"port {min(shared)} is where the ranks meet (they use {first} to {first + count - 1})",
+            fix="Choose another port.",
+        )
+
+
+def _shared(first: int, count: int, besides: Collection[int]) -> set[int]:
+    return set(range(first, first + count)) & set(besides)

@@ -5,7 +5,7 @@ error names the rank whose failure explains the others.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -74,14 +74,22 @@ async def run(
             return await Conversation(job, on_event, deadlines, command).hold(payload or {})
 
 
-def with_port(spec: JobSpec) -> JobSpec:
+def with_port(spec: JobSpec, besides: Collection[int] = ()) -> JobSpec:
     """The job with free ports, where all its ranks run here and meet over TCP.
+
+    Args:
+        spec: the job.
+        besides: ports that its program listens on itself.
 
     Raises:
         Busy: the ports that it asks for are taken.
+        InputError: the ranks would meet at one of `besides`: whoever called there would be taken for a rank.
     """
-    if spec.is_local() and spec.size > 1:
-        return replace(spec, starting_port=ports.choose(spec.size, spec.starting_port))
+    if spec.size == 1:
+        return spec
+    if spec.is_local():
+        return replace(spec, starting_port=ports.choose(spec.size, spec.starting_port, besides))
+    ports.refuse_shared(spec.starting_port or ports.FIRST, spec.size, besides)
     return spec
 
 

@@ -31,11 +31,7 @@ class Http:
 
     def __init__(self, host: str, port: int) -> None:
         try:
-            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            self._socket = socket.socket(family, socket.SOCK_STREAM)
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._socket.bind(address)
-            self._socket.listen(BACKLOG)
+            self._socket = _bind(host, port)
         except OSError as error:
             raise Busy(
                 f"cannot serve on {host}:{port}: {error.strerror or os.strerror(error.errno or 0)}",
@@ -80,3 +76,19 @@ class Http:
     def _serve(self) -> None:
         assert self._server
         asyncio.run(self._server.serve(sockets=[self._socket]))
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    # the protocol by its name: asyncio sends at once (TCP_NODELAY) only on sockets that say TCP
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
+    )[0]
+    made = socket.socket(family, kind, protocol)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+        made.listen(BACKLOG)
+    except OSError:
+        made.close()
+        raise
+    return made

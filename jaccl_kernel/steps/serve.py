@@ -293,7 +293,7 @@ class _Server:
             rank_env=self.cluster.rank_env,
             starting_port=self.options.starting_port,
         )
-        job = Job(with_port(spec))
+        job = Job(with_port(spec, besides=(self.options.port, self.options.ctrl_port)))
         try:
             async with job:
                 command = tell_job(job, self.tell)
