@@ -8,13 +8,13 @@ from pathlib import Path
 
 # made in a child, as the product makes models: the test process itself holds no mlx
 _MAKE = """
-import json, sys
+import importlib, json, sys
 import mlx.core as mx
 from mlx.utils import tree_flatten
-from mlx_lm.models.llama import Model, ModelArgs
 config, folder = json.loads(sys.argv[1]), sys.argv[2]
+kind = importlib.import_module("mlx_lm.models." + config["model_type"])
 mx.random.seed(7)
-model = Model(ModelArgs.from_dict(config))
+model = kind.Model(kind.ModelArgs.from_dict(config))
 weights = dict(tree_flatten(model.parameters()))
 weights = {name: value if "norm" in name else value * 8 for name, value in weights.items()}
 mx.save_safetensors(folder + "/model.safetensors", weights, metadata={"format": "mlx"})
@@ -35,6 +35,19 @@ CONFIG = {
     "tie_word_embeddings": False,
     "eos_token_id": 257,
     "bos_token_id": 256,
+}
+
+# a hybrid: one layer of attention, one of convolution, whose state cannot be cut back
+HYBRID = {
+    "model_type": "lfm2",
+    "norm_eps": 1e-5,
+    "conv_bias": False,
+    "conv_L_cache": 3,
+    "block_dim": 64,
+    "block_multiple_of": 16,
+    "block_ffn_dim_multiplier": 1.0,
+    "block_auto_adjust_ff_dim": False,
+    "full_attn_idxs": [1],
 }
 
 

@@ -6,6 +6,7 @@ A dead worker leaves rank 0 up to say so; a worker whose rank 0 is gone leaves.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import secrets
@@ -17,9 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx_lm
 from mlx_lm.generate import generation_stream
+from mlx_lm.models.cache import KVCache
 
 from jaccl_kernel.errors import InputError, JobError
+from jaccl_kernel.models.facts import ModelFacts
 from jaccl_kernel.models.inspect import inspect
 from jaccl_kernel.models.resolve import resolve
 from jaccl_kernel.ranks.link import Link
@@ -94,6 +98,7 @@ class Loaded:
     chooser: Chooser
     token_bytes: float
     capacity: int  # tokens, of the rank with the least
+    boundaries: bool  # a prefix of a prompt cache is of no use: some layer's state cannot be cut back
     vocabulary: int
     load_s: float
 
@@ -132,7 +137,8 @@ def prepare(
     cost = token_bytes(held)
     limit = capacity.memory_limit() if options.memory_gb is None else int(options.memory_gb * 1e9)
     fits = capacity.least(group, capacity.capacity(limit, cost))
-    return Loaded(tokenizer, share, chooser, cost, fits, chooser.vocabulary, load_s)
+    boundaries = any(type(layer) is not KVCache for layer in held.cache)
+    return Loaded(tokenizer, share, chooser, cost, fits, boundaries, chooser.vocabulary, load_s)
 
 
 def _load(options: argparse.Namespace, group: Any, link: Link) -> Loaded:
@@ -293,9 +299,11 @@ class _Service:
                 "sharding": self.options.sharding if self.world.size > 1 else "none",
                 "max_sequences": self.options.max_batch,
                 "max_queue": self.options.max_queue,
+                "fingerprint": _fingerprint(model, self.world, self.options.sharding),
                 **self.facts,
             },
             api_key=self.api_key,
+            boundaries=loaded.boundaries,
             cors_origins=tuple(self.options.cors_origin),
         )
         self.front.engine = engine
@@ -337,6 +345,13 @@ class _Service:
                     http.stop()
                     self.link.finish(0)
                 return
+
+
+def _fingerprint(model: ModelFacts, world: World, sharding: str) -> str:
+    """Changes with whatever could make the same seed give another text."""
+    shape = (model.architecture, model.parameters, model.bytes, world.size, sharding, world.backend)
+    digest = hashlib.sha256(repr((*shape, mx.__version__, mlx_lm.__version__)).encode())
+    return f"fp_{digest.hexdigest()[:12]}"
 
 
 def _lead(group: Any, world: World, port: int) -> Leader | None:

@@ -19,6 +19,7 @@ class Running:
 
     engine: Any
     tokenizer: Any
+    boundaries: bool
     thread: threading.Thread
 
     async def collect(self, generation: Generation) -> tuple[Stream, list[Step]]:
@@ -57,14 +58,15 @@ def start_engine(model: Path, **limits: Any) -> Running:
                 Grammars(loaded.tokenizer, loaded.vocabulary),
                 limits=Limits(**{"capacity": 100_000, "cache": 20_000, "token_bytes": 1.0, **limits}),
             )
-            made.extend([engine, loaded.tokenizer])
+            made.extend([engine, loaded.tokenizer, loaded.boundaries])
             ready.set()
             engine.run()
 
     thread = threading.Thread(target=live, daemon=True)
     thread.start()
     assert ready.wait(60)
-    return Running(made[0], made[1], thread)
+    engine, tokenizer, boundaries = made
+    return Running(engine, tokenizer, boundaries, thread)
 
 
 @pytest.fixture(scope="session")
@@ -82,8 +84,8 @@ def start(tiny_model: Path) -> Iterator[Callable[..., Running]]:
     """Engines with limits of the test's own, ended after it."""
     started: list[Running] = []
 
-    def make(**limits: Any) -> Running:
-        started.append(start_engine(tiny_model, **limits))
+    def make(model: Path = tiny_model, **limits: Any) -> Running:
+        started.append(start_engine(model, **limits))
         return started[-1]
 
     yield make

@@ -5,6 +5,7 @@ import json
 import random
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import llguidance
@@ -12,6 +13,7 @@ import pytest
 
 from jaccl_kernel.server.generation import Generation, Sampling, ServerError
 from tests.server.conftest import Running, idle
+from tests.tiny import HYBRID, make_tiny_model
 
 GREEDY = Sampling(temperature=0.0)
 PROMPT = list(b"The quick brown fox jumps over the lazy dog. " * 2)
@@ -43,6 +45,23 @@ async def test_a_next_turn_begins_with_the_kept_cache_and_gives_the_same_tokens(
     again, repeated = await running.collect(Generation(turn, 12, GREEDY))
     assert again.cached_tokens == len(turn) - 1
     assert [step.token for step in repeated] == [step.token for step in after]
+
+
+async def test_a_hybrid_models_next_turn_begins_at_the_boundary(
+    start: Callable[..., Running], running: Running, tmp_path: Path
+) -> None:
+    one = start(make_tiny_model(tmp_path / "hybrid", **HYBRID))
+    assert one.boundaries
+    assert not running.boundaries
+    asked, opening = [200, *PROMPT], list(b"<s>assistant: ")
+    await one.collect(Generation([*asked, *opening], 12, GREEDY, boundary=len(asked)))
+    # the template left something of the answer out: only the boundary serves
+    turn = [*asked, *b"another answer, and a next question"]
+    alone = start(tmp_path / "hybrid", cache=0)
+    cached, steps = await one.collect(Generation(turn, 12, GREEDY, boundary=len(turn) - 4))
+    fresh, expected = await alone.collect(Generation(turn, 12, GREEDY))
+    assert (cached.cached_tokens, fresh.cached_tokens) == (len(asked), 0)
+    assert [step.token for step in steps] == [step.token for step in expected]
 
 
 async def test_the_last_step_says_why(running: Running) -> None:

@@ -4,81 +4,26 @@ import concurrent.futures
 import json
 import random
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaccl_kernel.jobs import ports
-from jaccl_kernel.rehearsal.homes import make_hostfile
 from jaccl_kernel.server import schema
+from tests.server.served import Server, serve
 
 ENDLESS = {"max_tokens": 4000, "logit_bias": {"257": -1000}}
 
 
-class Server:
-    """The URL of a running server, and what its ranks say."""
-
-    def __init__(self, url: str, process: "subprocess.Popen[str]") -> None:
-        self.url = url
-        self.process = process
-        self.client = httpx.Client(base_url=url, timeout=60, limits=httpx.Limits(max_connections=100))
-
-    def post(self, body: Any, path: str = "/v1/completions") -> httpx.Response:
-        return self.client.post(path, json=body)
-
-    def text(self, **body: Any) -> str:
-        answer = self.post({"prompt": "Hello"} | body)
-        assert answer.status_code == 200, answer.text
-        return str(answer.json()["choices"][0]["text"])
-
-    def status(self) -> dict[str, Any]:
-        return dict(self.client.get("/status").json())
-
-    def settled(self) -> dict[str, Any]:
-        """The status once nothing runs and every rank has reported the same last step."""
-        end = time.monotonic() + 20
-        while True:
-            status = self.status()
-            marks = [rank["mark"] for rank in status["ranks"]]
-            if not status["running"] and not status["queued"] and marks[0] == marks[1]:
-                return status
-            assert time.monotonic() < end, status
-            time.sleep(0.1)
-
-    def ranks(self) -> list[psutil.Process]:
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        return [one for one in children if one.cmdline()[1:3] == ["-m", "jaccl_kernel.ranks"]]
-
-
 @pytest.fixture(scope="module")
 def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("server")
-    make_hostfile(2).write(folder / "hostfile.json")
-    port = ports.choose(2)
-    command = [sys.executable, "-m", "jaccl_kernel.cli", "serve", str(folder / "hostfile.json")]
-    command += ["--model", str(tiny_model), f"--port={port}", f"--ctrl-port={port + 1}", "--prefill-step=64"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr
-    assert any(f":{port}/v1" in line for line in process.stderr)
-    one = Server(f"http://127.0.0.1:{port}", process)
-    ranks = one.ranks()
-    yield one
-    one.client.close()
-    process.terminate()
-    process.communicate(timeout=30)
-    gone, left = psutil.wait_procs(ranks, timeout=5)
-    for rank in left:
-        rank.kill()
-    assert len(gone) == 2
+    with serve(tiny_model, tmp_path_factory.mktemp("server")) as one:
+        yield one
 
 
 @pytest.fixture(autouse=True)
@@ -146,6 +91,12 @@ def test_a_new_request_is_let_in_at_the_next_step(server: Server) -> None:
         # its prompt, its first token, and what ran while HTTP was on its way: far from 25 steps of waiting
         assert answer["timings"]["queued_ms"] < 1000
         assert server.status()["steps"] - steps < 60
+
+
+def test_a_fingerprint_tells_what_the_same_seed_needs(server: Server) -> None:
+    one, other = (server.post({"prompt": text, "max_tokens": 1}).json() for text in ("a", "b"))
+    assert one["system_fingerprint"].startswith("fp_")
+    assert one["system_fingerprint"] == other["system_fingerprint"]
 
 
 def test_the_next_turn_is_served_from_the_cache(server: Server) -> None:
