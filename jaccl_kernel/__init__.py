@@ -6,3 +6,10 @@ server), which runs on every rank. Importing this package costs next to nothing.
 """
 
 __version__ = "0.1.0"
+
+
+def load_ipython_extension(shell: object) -> None:
+    """`%load_ext jaccl_kernel`: the magics %%jaccl, %jaccl and %%prompt."""
+    from jaccl_kernel.notebook.magics import JacclMagics
+
+    shell.register_magics(JacclMagics)  # type: ignore[attr-defined]

@@ -60,6 +60,10 @@ class ModelError(JacclError):
     """A model folder is missing, incomplete, damaged, or does not split as asked."""
 
 
+class Stopped(JacclError):
+    """The work was stopped by its user before it ended."""
+
+
 class JobError(JacclError):
     """A job could not start, or did not end as it should."""
 

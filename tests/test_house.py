@@ -13,7 +13,7 @@ MAY_IMPORT_MLX = {"ranks", "server", "models/convert.py", "jobs/launcher.py"}
 
 # from the top down: a room imports from rooms below it, and from itself
 FLOORS = [
-    {"cli"},
+    {"cli", "__init__"},  # the doors: the terminal's, and %load_ext's
     {"commands"},
     {"notebook"},
     {"steps"},

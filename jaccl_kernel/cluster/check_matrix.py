@@ -241,14 +241,15 @@ def _sharing(grid: _Grid) -> Iterator[Problem]:
     for rank in range(grid.size):
         owner: dict[str, int] = {}
         for peer in grid.peers(rank):
-            for name in filter(None, dict.fromkeys(grid.names[rank][peer])):
-                first = owner.setdefault(name, peer)
-                if first != peer:
-                    yield Problem(
-                        "device-shared",
-                        "error",
-                        grid.at(rank, peer),
-                        f"{name} leads to {grid.host(first)} already, and a port has one cable"
-                        + ("." if grid.ring else "; a second peer on a device makes JACCL crash."),
-                        f"Name the device whose cable goes to {grid.host(peer)}.",
-                    )
+            names = list(filter(None, dict.fromkeys(grid.names[rank][peer])))
+            shared = [name for name in names if owner.setdefault(name, peer) != peer]
+            if shared:
+                told = " and ".join(f"{name} leads to {grid.host(owner[name])}" for name in shared)
+                yield Problem(
+                    "device-shared",
+                    "error",
+                    grid.at(rank, peer),
+                    f"{told} already, and a port has one cable"
+                    + ("." if grid.ring else "; a second peer on a device makes JACCL crash."),
+                    f"Name the device whose cable goes to {grid.host(peer)}.",
+                )

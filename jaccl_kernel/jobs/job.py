@@ -20,6 +20,7 @@ from typing import Any, Self, TextIO
 
 from jaccl_kernel import wire
 from jaccl_kernel.errors import JobError
+from jaccl_kernel.jobs.ending import to_its_end
 from jaccl_kernel.jobs.spec import JobSpec, scrubbed_environ
 from jaccl_kernel.paths import cache_dir
 
@@ -75,7 +76,7 @@ class Job:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # shielded: a second interrupt must not leave ranks behind
-        await asyncio.shield(asyncio.ensure_future(self.stop()))
+        await to_its_end(self.stop())
 
     async def start(self) -> None:
         """Write the job's folder and start its launcher.

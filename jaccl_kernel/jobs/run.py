@@ -17,6 +17,7 @@ from jaccl_kernel.wire import HOST, Event
 
 OnEvent = Callable[[Event], None]
 
+LISTEN_S = 0.1  # from the go until a rank on the ring listens
 LAST_WORDS_S = 1.5  # after one rank failed, how long the others may take to say why
 
 
@@ -131,7 +132,13 @@ class Conversation:
             within=self.deadlines.ready,
         )
         join = self.deadlines.join
-        await self.job.send("go", join_deadline=join, payload=payload)
+        *first, last = range(self.job.spec.size)
+        for rank in first:
+            await self.job.send("go", to=rank, join_deadline=join, payload=payload)
+        if first:
+            # MLX's ring begins with the last rank's connection to rank 0; refused, it waits a second
+            await asyncio.sleep(LISTEN_S)
+        await self.job.send("go", to=last, join_deadline=join, payload=payload)
         await self._until(lambda: self.joined, "to join the group", within=join + 5)
 
     async def end(self) -> None:
@@ -182,10 +189,10 @@ class Conversation:
     def _well_ended(self, exit_event: Event) -> bool:
         return self.job.ranks[exit_event.rank].done and exit_event.data["returncode"] == 0
 
-    async def failure(self) -> JobError:
+    async def failure(self, patience: float = LAST_WORDS_S) -> JobError:
         """Listen a little longer, so that the rank that died first can be told from those that lost it."""
         loop = asyncio.get_running_loop()
-        end = loop.time() + LAST_WORDS_S
+        end = loop.time() + patience
         while (left := end - loop.time()) > 0:
             try:
                 event = await self.job.next_event(left)

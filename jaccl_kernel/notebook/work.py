@@ -11,17 +11,13 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
-from jaccl_kernel.errors import Busy, JacclError
+from jaccl_kernel.errors import Busy, JacclError, Stopped
 
 # ipykernel hands an interrupt of an awaiting cell to the event loop without waking it (tornado's add_callback
 # takes the loop for awake when a signal handler calls it): a loop that only waits would never see it.
 WAKE_S = 0.25
 
 Start = Callable[[], Coroutine[Any, Any, Any]]
-
-
-class Stopped(JacclError):
-    """The work was stopped by its user before it ended."""
 
 
 class Work:

@@ -19,6 +19,7 @@ PROGRAMS = {
     "smoke": "join the group, prove it and measure a small all_sum",
     "bench": "load a model over the ranks and measure prefill and decoding",
     "serve": "load a model over the ranks and serve OpenAI's API on rank 0",
+    "resident": "stay, as engines for a notebook's cells",
 }
 GO_DEADLINE_S = 3600.0  # the host has deadlines of its own and ends our stdin: this bounds a host that hangs
 PLAIN_JOIN_DEADLINE_S = 120.0

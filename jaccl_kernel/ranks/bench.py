@@ -11,19 +11,21 @@ import itertools
 import json
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 from mlx_lm.generate import generate_step, generation_stream, wired_limit
 from mlx_lm.models.cache import make_prompt_cache
 
-from jaccl_kernel.errors import InputError
+from jaccl_kernel.errors import InputError, Stopped
 from jaccl_kernel.models.resolve import resolve
 from jaccl_kernel.ranks.link import Link
 from jaccl_kernel.ranks.load import SHARDINGS, load
 from jaccl_kernel.ranks.world import World
 
 WARMUP_TOKENS = 8
+STOP_EVERY = 8  # tokens between two questions whether to stop: each costs a collective
 TOP = 5  # how many of the likeliest tokens are compared at each position
 PREFILL_CHUNK = 512  # tokens a forward pass while scoring: bounds the memory of a long prompt
 SCORE_CHUNK = 64  # positions whose logits (positions x vocabulary, float32) are held at once
@@ -48,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, *, world: World, group: Any, link: Link, payload: dict[str, Any]) -> int:
     """Load, warm up, measure, score; 0 when all was measured."""
-    _check(options)
+    check(options)
     path = resolve(options.model)
     link.stage("load", f"loading {path.name}")
     began = time.perf_counter()
@@ -59,33 +61,62 @@ def run(options: argparse.Namespace, *, world: World, group: Any, link: Link, pa
         progress=lambda text, fraction: link.stage("load", text, fraction),
     )
     load_s = time.perf_counter() - began
+    result = measure(model, tokenizer, options, link, payload.get("reference"), whole=world.rank == 0)
+    link.say("result", load_s=load_s, **result)
+    if world.rank == 0 and not link.wired:
+        _print(result["runs"], result["prompt_tokens"], load_s, result["text"], world)
+    return 0
+
+
+def measure(
+    model: Any,
+    tokenizer: Any,
+    options: argparse.Namespace,
+    link: Link,
+    reference: dict[str, Any] | None,
+    *,
+    whole: bool,
+    stopping: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Warm up, run, score, with a model that is loaded. On every rank alike.
+
+    Args:
+        model: the model, or this rank's share of it.
+        tokenizer: its tokenizer.
+        options: as of this program.
+        link: hears the stages.
+        reference: another run's tokens and their rivals, to be scored; None to score this one's.
+        whole: tell all (rank 0), not only what every rank has to.
+        stopping: asked now and then, on every rank after the same token, whether to stop.
+
+    Raises:
+        Stopped: it was stopped.
+    """
     prompt = encode_prompt(tokenizer, options.prompt, options.prompt_tokens)
     eos = set(tokenizer.eos_token_ids) if options.stop_at_eos else set()
     with wired_limit(model, [generation_stream]):
         link.stage("warm-up", f"{min(WARMUP_TOKENS, options.max_tokens)} tokens")
-        generate(model, prompt, min(WARMUP_TOKENS, options.max_tokens), eos)
+        generate(model, prompt, min(WARMUP_TOKENS, options.max_tokens), eos, stopping=stopping)
         runs = []
         for number in range(1, options.repeats + 1):
             name = f"run {number} of {options.repeats}"
             link.stage("measure", name, (number - 1) / options.repeats)
-            runs.append(
-                generate(model, prompt, options.max_tokens, eos, _teller(link, name, number, options))
-            )
+            told = _teller(link, name, number, options)
+            runs.append(generate(model, prompt, options.max_tokens, eos, told, stopping))
         link.stage("score", "log-probabilities for the correctness gate")
         # on generation's own stream: collectives of two streams can cross, and then the sums are wrong
         with mx.stream(generation_stream):
-            score = score_tokens(model, prompt, payload.get("reference") or {"tokens": runs[0]["tokens"]})
+            score = score_tokens(model, prompt, reference or {"tokens": runs[0]["tokens"]})
     digest = hashlib.sha256(json.dumps([one["tokens"] for one in runs]).encode()).hexdigest()
-    link.say("result", load_s=load_s, peak_memory_bytes=mx.get_peak_memory(), tokens_digest=digest)
-    if world.rank == 0:
+    result = {"peak_memory_bytes": mx.get_peak_memory(), "tokens_digest": digest}
+    if whole:
         text = tokenizer.decode(runs[0]["tokens"])
-        link.say("result", prompt_tokens=len(prompt), runs=runs, text=text, score=score)
-        if not link.wired:
-            _print(runs, len(prompt), load_s, text, world)
-    return 0
+        result |= {"prompt_tokens": len(prompt), "runs": runs, "text": text, "score": score}
+    return result
 
 
-def _check(options: argparse.Namespace) -> None:
+def check(options: argparse.Namespace) -> None:
+    """Refuse options that make no sense (InputError)."""
     if options.max_tokens < 1:
         raise InputError(f"--max-tokens is {options.max_tokens}", fix="Ask for at least 1 token.")
     if options.repeats < 1:
@@ -108,23 +139,44 @@ def encode_prompt(tokenizer: Any, text: str | None, length: int | None) -> list[
 
 
 def generate(
-    model: Any, prompt: list[int], max_tokens: int, eos: set[int], told: Any = lambda count: None
+    model: Any,
+    prompt: list[int],
+    max_tokens: int,
+    eos: set[int],
+    told: Callable[[int], None] = lambda count: None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """One greedy run from an empty cache.
+    """One greedy run from an empty cache; `stopping` is asked after each STOP_EVERY tokens.
 
     Returns its tokens, `ttft_s` (from the prompt to the first token in hand) and `itl_s` (the seconds
     between each token and the next, one fewer than tokens).
+
+    Raises:
+        Stopped: it was stopped.
     """
     tokens: list[int] = []
     times = [time.perf_counter()]
-    for token, _ in generate_step(mx.array(prompt), model, max_tokens=max_tokens):
+
+    def prefilled(done: int, total: int) -> None:
+        if done < total:
+            _stop_if(stopping)
+
+    steps = generate_step(mx.array(prompt), model, max_tokens=max_tokens, prompt_progress_callback=prefilled)
+    for token, _ in steps:
         tokens.append(int(token))
         times.append(time.perf_counter())
         told(len(tokens))
         if tokens[-1] in eos:
             break
+        if len(tokens) % STOP_EVERY == 0:
+            _stop_if(stopping)
     gaps = [after - before for before, after in itertools.pairwise(times[1:])]
     return {"tokens": tokens, "ttft_s": times[1] - times[0], "itl_s": gaps}
+
+
+def _stop_if(stopping: Callable[[], bool]) -> None:
+    if stopping():
+        raise Stopped("stopped", fix="Run it again when you like.")
 
 
 def score_tokens(model: Any, prompt: list[int], reference: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import secrets
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,8 @@ def run(options: argparse.Namespace, *, world: World, group: Any, link: Link, pa
     _check(options)
     with mx.stream(generation_stream):
         if world.rank:
-            return _work(options, world, group, link)
-        return _Service(options, world, group, link, payload).run()
+            return work(options, world, group, link)
+        return Service(options, world, group, link, payload).run()
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -159,7 +160,10 @@ def _load(options: argparse.Namespace, group: Any, link: Link) -> Loaded:
 # a worker
 
 
-def _work(options: argparse.Namespace, world: World, group: Any, link: Link) -> int:
+def work(
+    options: argparse.Namespace, world: World, group: Any, link: Link, loaded: Loaded | None = None
+) -> int:
+    """A worker, from the secret to rank 0's goodbye; `loaded` if the model is there already."""
     share: Share | None = None
 
     def lost(why: str) -> None:
@@ -176,7 +180,7 @@ def _work(options: argparse.Namespace, world: World, group: Any, link: Link) -> 
         status=lambda: share.status() if share else {"mark": (0, 0)},
         on_lost=lost,
     )
-    share = _load(options, group, link).share
+    share = (loaded or _load(options, group, link)).share
     share.mark = (0, 0)
     link.stage("serve", "following rank 0")
     follow(share, control)
@@ -211,12 +215,28 @@ class _Front:
         return {"state": "starting", "stage": self.stage, "running": 0, "queued": 0, "ranks": []}
 
 
-class _Service:
-    """Rank 0 of a server."""
+class Service:
+    """Rank 0 of a server.
+
+    Args:
+        options, world, group, link, payload: as of a rank program.
+        loaded: the model, if it is there already.
+        next_message: where the host's messages come from, if not from the link.
+    """
 
     def __init__(
-        self, options: argparse.Namespace, world: World, group: Any, link: Link, payload: dict[str, Any]
+        self,
+        options: argparse.Namespace,
+        world: World,
+        group: Any,
+        link: Link,
+        payload: dict[str, Any],
+        *,
+        loaded: Loaded | None = None,
+        next_message: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
+        self._loaded = loaded
+        self._next_message = next_message or link.next_message
         self.options = options
         self.world = world
         self.group = group
@@ -242,11 +262,12 @@ class _Service:
         finally:
             self._ended.set()
             if control:
-                control.send({"stop": True})
-                control.close()
+                control.close({"stop": True})
             http.stop()
 
     def _load(self) -> Loaded:
+        if self._loaded:
+            return self._loaded
         link, front = self.link, self.front
 
         class Told:
@@ -335,7 +356,7 @@ class _Service:
     def _hear(self, engine: Engine, http: Http) -> None:
         """Obey the host."""
         while self.link.wired:
-            message = self.link.next_message()
+            message = self._next_message()
             if message["kind"] == "died":
                 engine.fail(int(message["rank"]), str(message["why"]))
             elif message["kind"] == "stop":
@@ -344,6 +365,8 @@ class _Service:
                 if not self._ended.wait(STUCK_S):  # the engine's thread sits in a collective that may not end
                     http.stop()
                     self.link.finish(0)
+                return
+            elif message["kind"] == "ended":  # nobody listens any more: the service is over
                 return
 
 

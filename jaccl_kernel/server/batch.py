@@ -193,6 +193,10 @@ class Batch:
         if response.progress[0] < response.progress[1] - 1 and sequence not in self.passed:
             self.passed[sequence] = Held(cache, list(tokens))
 
+    def sequences(self) -> list[int]:
+        """The callers' numbers of all that are in it."""
+        return list(self._number)
+
     @property
     def nbytes(self) -> int:
         """Bytes of all running sequences' caches."""

@@ -168,9 +168,11 @@ class Leader:
             except OSError as error:
                 self._lose(worker, f"its connection to rank 0 broke ({error})")
 
-    def close(self) -> None:
-        """Close every connection: workers leave when theirs ends."""
+    def close(self, last: Message | None = None) -> None:
+        """Close every connection, after a last message: no worker is missed any more."""
         self._closing = True
+        if last:
+            self.send(last)
         for worker in self.workers.values():
             worker.channel.close()
 
@@ -330,6 +332,8 @@ class Follower:
                 why = f"rank 0 is gone ({error})"
             else:
                 silences = 0
+                if "stop" in message:
+                    self._closing = True  # rank 0 is about to close: no loss
                 if "beat" not in message:
                     self._inbox.put(message)
                 continue

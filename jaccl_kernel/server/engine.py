@@ -119,6 +119,13 @@ class Share:
         self.step_ms += STEP_WEIGHT * (took - self.step_ms) if self.step_ms else took
         return tokens
 
+    def clear(self) -> None:
+        """Let go of every sequence and kept cache; the model stays."""
+        self.apply(Plan(remove=self.batch.sequences(), step=False))
+        self.kept.clear()
+        self.batch.held.clear()
+        self.mark = (0, 0)
+
     def status(self) -> Message:
         """What a heartbeat says of this rank."""
         return {

@@ -82,6 +82,8 @@ class Chooser:
         self._group = group
         self._leads = group is None or group.rank() == 0
         self._special = list(special)
+        self.wants_stop: Callable[[], bool] = lambda: False  # this rank's wish, asked at each choice
+        self._agreed: tuple[mx.array | None, mx.array | None] = (None, None)  # the last two choices
 
     def __call__(
         self, uids: Sequence[int], inputs: mx.array, logits: mx.array
@@ -113,11 +115,22 @@ class Chooser:
         return tokens, reports
 
     def _agree(self, tokens: mx.array) -> mx.array:
-        """Rank 0's tokens, on every rank: the others hand in zeros."""
+        """Rank 0's tokens, on every rank: the others hand in zeros. Any rank's wish to stop rides along."""
         rows = len(tokens)
-        if rows < LEAST_AGREED:
-            tokens = mx.pad(tokens, (0, LEAST_AGREED - rows))
-        return mx.distributed.all_sum(tokens, group=self._group)[:rows]
+        beside = [0] * (max(LEAST_AGREED - rows, 1) - 1) + [int(self.wants_stop())]
+        both = mx.concatenate([tokens, mx.array(beside, dtype=mx.uint32)])
+        self._agreed = (self._agreed[1], mx.distributed.all_sum(both, group=self._group))
+        return self._agreed[1][:rows]
+
+    def stop_agreed(self) -> bool:
+        """Whether some rank wanted to stop; the same answer on every rank after the same step.
+
+        Looks at the choice before the last one, which has been read already: waits for nothing.
+        """
+        if self._group is None:
+            return self.wants_stop()
+        before = self._agreed[0]
+        return before is not None and before.tolist()[-1] > 0
 
     def _adjust(self, rows: Sequence[Row], inputs: mx.array, logits: mx.array) -> mx.array:
         """The logits after penalties, bias and grammar; untouched where no row has any."""

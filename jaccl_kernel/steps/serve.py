@@ -21,6 +21,7 @@ from jaccl_kernel.cluster.check import effective_backend
 from jaccl_kernel.cluster.hostfile import Hostfile
 from jaccl_kernel.errors import Busy, InputError, JacclError, JobError, RankDied
 from jaccl_kernel.jobs import lock, ports, servers
+from jaccl_kernel.jobs.ending import to_its_end
 from jaccl_kernel.jobs.job import Job
 from jaccl_kernel.jobs.run import Conversation, Deadlines, OnEvent, ignore, tell_job, with_port
 from jaccl_kernel.jobs.spec import JobSpec
@@ -343,7 +344,7 @@ class _Run:
                     )
         except asyncio.CancelledError:
             if self.watch.serving:  # before that, nobody over there listens for it
-                await asyncio.shield(asyncio.ensure_future(self._goodbye()))
+                await to_its_end(self._goodbye())
             raise
 
     async def _next(self) -> Event | None:

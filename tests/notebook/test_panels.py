@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 
 from jaccl_kernel.cluster.hostfile import template
-from jaccl_kernel.errors import Busy, InputError, RankDied
+from jaccl_kernel.errors import Busy, InputError, RankDied, Stopped
 from jaccl_kernel.jobs.spec import FAST_SYNCH, FAST_SYNCH_RISK
 from jaccl_kernel.notebook import session
 from jaccl_kernel.notebook.panels.base import OnEvent, StepPanel
 from jaccl_kernel.notebook.panels.bench import BenchPanel, report_blocks, show
 from jaccl_kernel.notebook.panels.start import OTHER, StartPanel
-from jaccl_kernel.notebook.work import Stopped
 from jaccl_kernel.rehearsal import homes
 from jaccl_kernel.report.record import BenchReport
 from jaccl_kernel.wire import HOST, Event

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from jaccl_kernel.errors import Busy, InputError
-from jaccl_kernel.notebook.work import Start, Stopped, Work
+from jaccl_kernel.errors import Busy, InputError, Stopped
+from jaccl_kernel.notebook.work import Start, Work
 from tests.conftest import until
 
 DEADLINE_S = 20.0

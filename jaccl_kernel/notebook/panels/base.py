@@ -13,11 +13,11 @@ from typing import Any
 import ipywidgets as widgets
 from IPython.display import display
 
-from jaccl_kernel.errors import JacclError
+from jaccl_kernel.errors import JacclError, Stopped
 from jaccl_kernel.notebook.views import blocks
 from jaccl_kernel.notebook.views.log import LogView, describe
 from jaccl_kernel.notebook.views.progress import ProgressView
-from jaccl_kernel.notebook.work import Stopped, Work, briefly
+from jaccl_kernel.notebook.work import Work, briefly
 from jaccl_kernel.wire import HOST, Event
 
 LABEL_WIDTH = "120px"

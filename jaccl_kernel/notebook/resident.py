@@ -1,0 +1,686 @@
+"""Ranks that stay: the model is loaded once, and cells, prompts, benchmarks and a server use it.
+
+`Ranks.start()` starts an ipyparallel engine on every host (engine id = rank) as a job of ours, joined and
+proven before the first cell; the job's pipes are their lifeline. `ranks.view` is a plain DirectView; the
+calls here are for what needs all ranks at once. A dead rank ends them all, and pending results fail with its
+name.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from types import TracebackType
+from typing import Any, Self
+
+import ipyparallel
+
+from jaccl_kernel import errors, remote
+from jaccl_kernel.cluster.check import effective_backend
+from jaccl_kernel.cluster.hostfile import Hostfile
+from jaccl_kernel.errors import Busy, InputError, JacclError, JobError, RankDied
+from jaccl_kernel.jobs import lock
+from jaccl_kernel.jobs.controller import Controller
+from jaccl_kernel.jobs.job import Job
+from jaccl_kernel.jobs.run import Conversation, Deadlines, OnEvent, ignore, tell_job, with_port
+from jaccl_kernel.jobs.spec import JobSpec
+from jaccl_kernel.models.demo import ensure_demo
+from jaccl_kernel.notebook import session
+from jaccl_kernel.notebook.work import Work
+from jaccl_kernel.rehearsal import homes
+from jaccl_kernel.steps.cluster import Cluster
+from jaccl_kernel.steps.preflight import check_hostfile
+from jaccl_kernel.steps.serve import ServeOptions, check_options, check_ports
+from jaccl_kernel.wire import Event
+
+TICK_S = 0.02
+LAST_WORDS_S = 0.3  # after a rank's end, how long others may take to end too: then the first is named
+OUTPUT_S = 2.0  # after a cell's end, for its last outputs
+CLOSE_S = 20.0
+REGISTER_S = 30.0
+AGAIN_S = 2.0  # a second interrupt within this time closes the ranks
+RESTART = "Start new ones: Ranks.start()."
+KINDS = {name: getattr(errors, name) for name in ("InputError", "JobError", "ModelError", "Stopped", "Busy")}
+
+_current: "Ranks | None" = None
+
+
+def current() -> "Ranks | None":
+    """The ranks that were started last in this kernel, while they live."""
+    return _current if _current is not None and _current.alive else None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a prompt brought.
+
+    Args:
+        text: the answer.
+        reasoning: what the model thought before it, where it marks that.
+        finish: "stop" (it ended), "length" (max_tokens), or "stopped".
+        prompt_tokens, cached_tokens, tokens: of the prompt, of it from the prompt cache, of the answer.
+        ttft_s: seconds to the first token, or None.
+        tokens_per_s: after the first token, or None.
+    """
+
+    text: str
+    reasoning: str = ""
+    finish: str = "stop"
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    tokens: int = 0
+    ttft_s: float | None = None
+    tokens_per_s: float | None = None
+
+    def figures(self) -> str:
+        """Its speed in a line."""
+        told = [f"{self.tokens} tokens"]
+        if self.tokens_per_s:
+            told.append(f"{self.tokens_per_s:.1f} tokens/s")
+        if self.ttft_s is not None:
+            told.append(f"TTFT {self.ttft_s:.2f} s")
+        if self.cached_tokens:
+            told.append(f"{self.cached_tokens} of {self.prompt_tokens} prompt tokens from the cache")
+        return ", ".join([*told, *([self.finish] if self.finish != "stop" else [])])
+
+    def __str__(self) -> str:
+        """The answer's text."""
+        return self.text
+
+    def __repr__(self) -> str:
+        """Its figures: the text was shown as it came."""
+        return f"<Answer: {self.figures()}>"
+
+
+class CellError(JacclError):
+    """A cell raised on a rank; what IPython shows of it is that rank's traceback."""
+
+    def __init__(self, rank: int, name: str, kind: str, text: str, traceback: str) -> None:
+        super().__init__(f"{kind}: {text}", where=f"rank {rank} ({name})")
+        self.rank = rank
+        self.traceback = traceback
+
+    def _render_traceback_(self) -> list[str]:  # IPython asks for this name
+        return [*self.traceback.splitlines(), f"first on {self.where}"]
+
+
+class Ranks:
+    """Resident ranks. Made by `Ranks.start`; a context manager that closes them.
+
+    Attributes:
+        view: an ipyparallel DirectView of all ranks, engine id = rank.
+        names: the ranks' nodes.
+        model: the loaded model's name, or None.
+        rehearsal: whether these are simulated Macs.
+        serving: the server on them, or None.
+    """
+
+    def __init__(self, hostfile: Hostfile, spec: JobSpec, *, rehearsal: bool, on_event: OnEvent) -> None:
+        self.hostfile = hostfile
+        self.spec = spec
+        self.rehearsal = rehearsal
+        self.names = list(spec.names())
+        self.model: str | None = None
+        self.sharding = "tensor"
+        self.view: Any = None
+        self.stages: dict[int, str] = {}
+        self.facts: list[dict[str, Any]] = []
+        self.command = ""
+        self.on_event = on_event
+        self._client: Any = None
+        self._error: JacclError | None = None
+        self._numbers = itertools.count(1)
+        self._number = 0  # of the call that runs
+        self._calls = threading.Lock()
+        self._words: SimpleQueue[dict[str, Any]] = SimpleQueue()
+        self.serving: Serving | None = None
+        self._serving: Future[str] | None = None  # its url, once it is there
+        self._up: Future[str] = Future()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._job: Job | None = None
+        self._work = Work("resident ranks", on_end=self._ended)
+
+    @classmethod
+    def start(
+        cls,
+        hostfile: Hostfile | str | os.PathLike[str] | None = None,
+        *,
+        count: int | None = None,
+        backend: str | None = None,
+        python: str | None = None,
+        env: Mapping[str, str] | None = None,
+        on_event: OnEvent = ignore,
+        deadlines: Deadlines | None = None,
+    ) -> "Ranks":
+        """Start ranks on these hosts, and return when all are joined and proven.
+
+        Args:
+            hostfile: a Hostfile or its path; None for the notebooks' own.
+            count: the first so many hosts; None for all (of simulated Macs: as many as run well at once).
+            backend: mlx.launch's; None for the hostfile's own.
+            python: the interpreter on every node; None for this one.
+            env: more variables for the ranks.
+            on_event: hears every event of the ranks, on a thread of its own.
+            deadlines: other bounds than the usual ones.
+
+        Raises:
+            InputError: a count that makes no sense.
+            Busy: another job holds these hosts.
+            JobError: a rank did not start or join; says which and why.
+        """
+        global _current  # the magics use the ranks that were started last
+        chosen = _hostfile(hostfile)
+        size = len(chosen)
+        simulated = homes.is_rehearsal(chosen)
+        wanted = count or (homes.ranks_at_once(size) if simulated else size)
+        if not 1 <= wanted <= size:
+            raise InputError(f"{wanted} ranks, of {size} hosts", fix=f"Give 1 to {size}.")
+        cluster = Cluster.of(chosen)
+        part = chosen.subset(range(wanted))
+        chosen_backend = effective_backend(chosen, backend)
+        check_hostfile(part, chosen_backend)
+        spec = JobSpec(
+            hostfile=part,
+            program=("resident",),
+            backend=chosen_backend,
+            python=python or sys.executable,
+            env=dict(env or {}),
+            rank_env=cluster.rank_env[:wanted],
+        )
+        ranks = cls(chosen, spec, rehearsal=cluster.rehearsal, on_event=on_event)
+        ranks._begin(deadlines or Deadlines())
+        _current = ranks
+        return ranks
+
+    @property
+    def size(self) -> int:
+        """How many ranks."""
+        return self.spec.size
+
+    @property
+    def alive(self) -> bool:
+        """Whether they run."""
+        return self._work.running and self._error is None
+
+    @property
+    def pids(self) -> list[int | None]:
+        """The process id of each rank that runs on this machine."""
+        return [rank.pid for rank in self._job.ranks] if self._job else []
+
+    # what all ranks do at once
+
+    def load(self, model: str | os.PathLike[str] | None = None, *, sharding: str = "tensor") -> float:
+        """Load a model on all ranks, unless it is there already; returns the seconds of the slowest.
+
+        Args:
+            model: a folder, or a hub id in the local cache; None for the notebooks' choice, "demo" for the
+                demo model.
+            sharding: "tensor" or "pipeline".
+
+        Raises:
+            ModelError: it is not there, is damaged, or does not split so.
+        """
+        chosen = str(model) if model is not None else session.read().model or "demo"
+        path = self._run(ensure_demo()) if chosen == "demo" else chosen
+        self.model = None
+        took = self._call("load", {"model": str(path), "sharding": sharding})
+        self.model, self.sharding = str(path), sharding
+        return float(max(one["load_s"] for one in took))
+
+    def prompt(
+        self,
+        prompt: str | Sequence[Mapping[str, Any]],
+        *,
+        system: str | None = None,
+        on_words: Callable[[str, str], None] | None = None,
+        stop_when: threading.Event | None = None,
+        **settings: Any,
+    ) -> Answer:
+        """Ask the loaded model; its words are printed as they come. ■ stops it, and keeps what came.
+
+        Args:
+            prompt: a question, or a conversation as OpenAI's `messages`.
+            system: what to say to the model first.
+            on_words: is told (content, reasoning) as they come, instead of printing.
+            stop_when: ends the answer when it is set, as an interrupt would.
+            settings: as of OpenAI's API: max_tokens (256 if not given), temperature, top_p, seed, stop, …
+
+        Raises:
+            InputError: a setting makes no sense.
+            JobError: no model is loaded.
+        """
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        if system:
+            messages.insert(0, {"role": "system", "content": system})
+        return self._answer({"messages": messages, "max_tokens": 256} | settings, on_words, stop_when)
+
+    def complete(
+        self, text: str, *, on_words: Callable[[str, str], None] | None = None, **settings: Any
+    ) -> Answer:
+        """Go on from a text, without any chat template; else as `prompt`."""
+        return self._answer({"prompt": text, "max_tokens": 256} | settings, on_words)
+
+    def bench(self, *, reference: dict[str, Any] | None = None, **options: Any) -> list[dict[str, Any]]:
+        """Measure the loaded model: each rank's result, as `report.record.make_point` takes them.
+
+        Args:
+            reference: another run's tokens and their rivals, for the correctness gate.
+            options: of `ranks bench`: prompt, prompt_tokens, max_tokens, repeats, stop_at_eos, batch.
+
+        Raises:
+            Stopped: it was interrupted.
+        """
+        if not options.get("prompt") and not options.get("prompt_tokens"):
+            options["prompt_tokens"] = 128
+        results = self._call("bench", {"reference": reference, **options})
+        return [{"load_s": 0.0, **one} for one in results]
+
+    def collectives(self, sizes: Sequence[int], repeats: int = 0) -> dict[str, Any]:
+        """Time collectives at these sizes, in bytes (see ranks/collectives.py for what comes back).
+
+        Raises:
+            InputError: one rank alone, or a size out of bounds.
+        """
+        return dict(self._call("collectives", {"sizes": list(sizes), "repeats": repeats})[0])
+
+    def serve(self, *, host: str = "127.0.0.1", port: int = 8080, ctrl_port: int = 18080) -> "Serving":
+        """Serve OpenAI's API with the loaded model, on these very ranks, until stopped.
+
+        Raises:
+            Busy: the ranks are at work, or the port is taken.
+            JobError: no model is loaded.
+        """
+        options = check_options(ServeOptions(host=host, port=port, ctrl_port=ctrl_port))
+        check_ports(self.spec.hostfile, options)
+        payload = {
+            "api_key": options.api_key, "names": self.names, "facts": {"rehearsal": self.rehearsal},
+        }  # fmt: skip
+        asked = {"payload": payload, "host": host, "port": port, "ctrl_port": ctrl_port}
+        self._refuse_if_down()
+        if not self._calls.acquire(blocking=False):
+            raise Busy("the ranks are at work", fix="Wait for that, or interrupt it with ■.")
+        self._serving = Future()
+        number = next(self._numbers)
+        try:
+            pending = self.view.apply_async(remote.call, number, "serve", asked)
+            url = self._until_serving(pending)
+        except BaseException:
+            self._serving = None
+            self._calls.release()
+            raise
+        self.serving = Serving(self, url, number, pending, options.api_key)
+        return self.serving
+
+    # interrupting and ending
+
+    def interrupt(self) -> None:
+        """Ask the ranks to stop the call that runs, after the same token everywhere."""
+        self._send("interrupt", call=1 << 60 if self._serving else self._number)
+
+    def close(self) -> None:
+        """End all ranks and the controller; nothing is left. Harmless when they are gone."""
+        self._work.stop()
+        deadline = time.monotonic() + CLOSE_S
+        while self._work.running and time.monotonic() < deadline:
+            time.sleep(TICK_S)
+        self._close_client()
+
+    def __enter__(self) -> Self:
+        """The ranks; the block's end closes them."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def __repr__(self) -> str:
+        """How many, where, and with what."""
+        state = "closed" if not self._work.running else f"model {self.model or 'not loaded'}"
+        if self._error:
+            state = self._error.what
+        simulated = "REHEARSAL: " if self.rehearsal else ""
+        return f"<Ranks: {simulated}{self.size} on {', '.join(self.names)}; {self.spec.backend}; {state}>"
+
+    # waiting
+
+    def execute(self, code: str, *, rank: int | None = None, watch: Callable[[Any], None]) -> None:
+        """Run a cell on all ranks, or on one alone; `watch` is called with its AsyncResult now and then.
+
+        Raises:
+            CellError: it raised; from the rank that was first.
+            InputError: there is no such rank.
+        """
+        if rank is not None and not 0 <= rank < self.size:
+            raise InputError(f"there is no rank {rank}", fix=f"Give 0 to {self.size - 1}.")
+        with self._at_work() as number:
+            view = self.view if rank is None else self._client[[rank]]
+            view.execute(f"jaccl.stop.begin({number})", silent=True)
+            pending = view.execute(code, silent=False)
+            try:
+                self._until_ready(pending, lambda: watch(pending))
+                pending.get()
+            except ipyparallel.error.CompositeError as error:
+                at = self._first(pending)
+                raise self._cell_error(error.elist[min(at, len(error.elist) - 1)]) from None
+            except ipyparallel.error.RemoteError as error:
+                raise self._cell_error(
+                    (error.ename, error.evalue, error.traceback, error.engine_info)
+                ) from None
+            finally:
+                if self.alive:
+                    pending.wait_for_output(OUTPUT_S)
+                watch(pending)
+
+    def _cell_error(self, failure: Sequence[Any]) -> JacclError:
+        if self._error:
+            return self._error
+        rank = failure[3]["engine_id"] if failure[3] else 0
+        return CellError(rank, self.names[rank], str(failure[0]), str(failure[1]), str(failure[2] or ""))
+
+    def wait(self, pending: Any, each: Callable[[], None] = lambda: None) -> Any:
+        """Wait for an AsyncResult of these ranks, calling `each` now and then; its result.
+
+        ■ asks the ranks to stop where they look for it (prompts, benchmarks, `stopping()` in a cell); a
+        second one within 2 s closes the ranks.
+
+        Raises:
+            RankDied: a rank is gone.
+            KeyboardInterrupt: the ranks were closed by a second interrupt.
+        """
+        self._until_ready(pending, each)
+        return self._result(pending)
+
+    def _until_ready(self, pending: Any, each: Callable[[], None]) -> None:
+        interrupted = 0.0
+        while True:
+            try:
+                if pending.ready():
+                    break
+                self._refuse_if_down()
+                each()
+                pending.wait(TICK_S)
+            except KeyboardInterrupt:
+                if time.monotonic() - interrupted < AGAIN_S:
+                    sys.stderr.write("Closing the ranks …\n")
+                    self.close()
+                    raise
+                interrupted = time.monotonic()
+                self.interrupt()
+                sys.stderr.write("Asked the ranks to stop. Once more within 2 s closes them.\n")
+        each()
+
+    def _result(self, pending: Any) -> Any:
+        try:
+            return pending.get()
+        except ipyparallel.error.CompositeError as error:
+            raise self._translate(error.elist[self._first(pending)]) from None
+        except ipyparallel.error.RemoteError as error:
+            raise self._translate((error.ename, error.evalue)) from None
+
+    def _first(self, pending: Any) -> int:
+        """Which of the failed results came first; the others may only be its consequence."""
+        failed = [one for one in pending.metadata if one["status"] == "error"]
+        told = [one for one in failed if one["completed"] is not None]
+        return failed.index(min(told, key=lambda one: one["completed"])) if told else 0
+
+    def _translate(self, failure: Sequence[Any]) -> Exception:
+        """A rank's error as ours again."""
+        if self._error:
+            return self._error
+        name, text = str(failure[0]), str(failure[1])
+        where = ""
+        if len(failure) > 3 and failure[3]:
+            rank = failure[3]["engine_id"]
+            where = f"rank {rank} ({self.names[rank]})"
+        what, _, fix = text.partition("\n  Fix: ")
+        if name in KINDS:
+            made: Exception = KINDS[name](
+                what, where="" if name in ("Stopped", "InputError") else where, fix=fix
+            )
+            return made
+        return JobError(f"{name}: {what}", where=where)
+
+    def _call(self, name: str, arguments: dict[str, Any], each: Callable[[], None] = lambda: None) -> Any:
+        with self._at_work() as number:
+            pending = self.view.apply_async(remote.call, number, name, arguments)
+            return self.wait(pending, each)
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[int]:
+        """One call at a time; its number."""
+        self._refuse_if_down()
+        if not self._calls.acquire(blocking=False):
+            doing = "are serving" if self._serving else "are at work"
+            raise Busy(f"the ranks {doing}", fix="Wait for that, or end it first.")
+        try:
+            self._number = next(self._numbers)
+            yield self._number
+        finally:
+            self._calls.release()
+
+    def _answer(
+        self,
+        body: dict[str, Any],
+        on_words: Callable[[str, str], None] | None,
+        stop_when: threading.Event | None = None,
+    ) -> Answer:
+        heard = {"content": "", "reasoning": ""}
+        tell = on_words or _print_words
+
+        def each() -> None:
+            if stop_when and stop_when.is_set():
+                self.interrupt()  # again and again: harmless
+            while True:
+                try:
+                    words = self._words.get_nowait()
+                except Empty:
+                    return
+                for name in heard:
+                    heard[name] += words[name]
+                tell(words["content"], words["reasoning"])
+
+        while not self._words.empty():
+            self._words.get()
+        told = self._call("prompt", {"body": body}, each)[0]
+        # the result may be here before the last words
+        rest = told["text"][len(heard["content"]) :], told["reasoning"][len(heard["reasoning"]) :]
+        if any(rest):
+            tell(*rest)
+        if on_words is None:
+            sys.stdout.write("\n")
+        return Answer(**told)
+
+    def _until_serving(self, pending: Any) -> str:
+        assert self._serving
+        while not self._serving.done():
+            if pending.ready():
+                self._result(pending)
+                raise JobError("the server ended at once")
+            self._refuse_if_down()
+            time.sleep(TICK_S)
+        return self._serving.result()
+
+    def _refuse_if_down(self) -> None:
+        if self._error:
+            raise self._error
+        if not self._work.running:
+            raise JobError("these ranks were closed", fix=RESTART)
+
+    # their life, on a thread of its own
+
+    def _begin(self, deadlines: Deadlines) -> None:
+        self._work.start(lambda: self._live(deadlines))
+        try:
+            while not self._up.done():
+                time.sleep(TICK_S)
+            self._client = ipyparallel.Client(connection_info=self._up.result(), timeout=10)
+            self._register()
+        except BaseException:
+            self.close()
+            raise
+        self.view = self._client[:]
+
+    def _register(self) -> None:
+        end = time.monotonic() + REGISTER_S
+        while len(self._client.ids) < self.size:
+            self._refuse_if_down()
+            if time.monotonic() > end:
+                missing = sorted(set(range(self.size)) - set(self._client.ids))
+                raise JobError(
+                    f"rank {', '.join(map(str, missing))} did not register with the controller",
+                    fix="Check that its machine reaches this one (firewall, Local Network privacy).",
+                )
+            time.sleep(TICK_S)
+
+    async def _live(self, deadlines: Deadlines) -> None:
+        """Start, watch and end; told of by `_up` and `_error`."""
+        hosts = [host.ssh for host in self.spec.hostfile.hosts]
+        self._loop = asyncio.get_running_loop()
+        try:
+            with lock.hold(hosts, "resident ranks"):
+                async with Controller(hosts) as controller, Job(with_port(self.spec)) as job:
+                    self._job = job
+                    self.command = tell_job(job, self._hear)
+                    talk = Conversation(job, self._hear, deadlines, self.command)
+                    try:
+                        await talk.start({})  # joins while the controller is still coming up
+                        await job.send("connect", connection=await controller.connection())
+                        self.facts = talk.outcome.facts
+                        self._up.set_result(str(controller.client_file))
+                        await self._watch(job, talk, controller)
+                    except JacclError as error:
+                        self._fail(error)
+                        raise
+        except BaseException as error:
+            if not self._up.done():
+                self._up.set_exception(error)
+            raise
+
+    async def _watch(self, job: Job, talk: Conversation, controller: Controller) -> None:
+        """Hear events until a rank or the controller is gone; never returns."""
+        gone = asyncio.create_task(controller.wait())
+        try:
+            while True:
+                heard = asyncio.create_task(job.next_event(threading.TIMEOUT_MAX))
+                try:
+                    await asyncio.wait({heard, gone}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    if not heard.done():
+                        heard.cancel()
+                if gone.done():
+                    raise JobError(
+                        "ipyparallel's controller is gone; the ranks were ended", fix="Start again."
+                    )
+                event = heard.result()
+                if event is None:
+                    raise talk.gone()
+                if event.kind in ("error", "exit"):
+                    self._hear(event)
+                    raise await talk.failure(LAST_WORDS_S)
+                self._hear(event)
+        finally:
+            gone.cancel()
+
+    def _hear(self, event: Event) -> None:
+        if event.kind == "words":
+            self._words.put(event.data)
+            return
+        if event.kind == "stage":
+            self.stages[event.rank] = f"{event.data['name']}: {event.data['text']}"
+        elif event.kind == "serving" and self._serving and not self._serving.done():
+            self._serving.set_result(str(event.data["url"]))
+        elif event.kind == "beat":
+            return
+        self.on_event(event)
+
+    def _fail(self, error: JacclError) -> None:
+        """Ranks are gone: whoever waits for them hears it now, by name."""
+        self._error = error
+        client = self._client
+        if client is None or client._closed:
+            return
+
+        def tell() -> None:
+            try:
+                raise error
+            except JacclError:
+                content = ipyparallel.error.wrap_exception()
+            for uuid in list(client._engines.values()):
+                for message in list(client._outstanding_dict[uuid]):
+                    if message in client.results:
+                        continue
+                    reply = client.session.msg("apply_reply", content=content)
+                    reply["parent_header"]["msg_id"] = message
+                    reply["metadata"]["engine"] = uuid
+                    client._handle_apply_reply(reply)
+
+        client._io_loop.add_callback(tell)
+
+    def _ended(self, result: Any, error: BaseException | None) -> None:
+        del result
+        if isinstance(error, RankDied | JobError) and self._error is None:
+            self._error = error
+
+    def _close_client(self) -> None:
+        if self._client is not None and not self._client._closed:
+            self._client.close(linger=0)
+
+    def _send(self, kind: str, **data: Any) -> None:
+        if self._loop and self._job and self._work.running:
+            asyncio.run_coroutine_threadsafe(self._job.send(kind, **data), self._loop)
+
+    def _run(self, coroutine: Any) -> Any:
+        assert self._loop
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+
+class Serving:
+    """A server on resident ranks.
+
+    Attributes:
+        url: where it answers; clients' base URL is this with /v1.
+        api_key: what clients need, or None.
+    """
+
+    def __init__(self, ranks: Ranks, url: str, number: int, pending: Any, api_key: str | None) -> None:
+        self.url = url
+        self.api_key = api_key
+        self._ranks = ranks
+        self._number = number
+        self._pending = pending
+
+    def stop(self) -> None:
+        """End the server; the ranks and their model stay. Harmless when it has ended."""
+        ranks = self._ranks
+        if ranks._serving is None:
+            return
+        ranks._send("stop")
+        try:
+            ranks.wait(self._pending)
+        finally:
+            ranks._serving = ranks.serving = None
+            ranks._calls.release()
+
+    def __repr__(self) -> str:
+        """Where."""
+        return f"<Serving at {self.url}/v1>"
+
+
+def _hostfile(given: Hostfile | str | os.PathLike[str] | None) -> Hostfile:
+    if given is None:
+        return session.current()
+    return given if isinstance(given, Hostfile) else Hostfile.read(given)
+
+
+def _print_words(content: str, reasoning: str) -> None:
+    sys.stdout.write(reasoning + content)
+    sys.stdout.flush()
