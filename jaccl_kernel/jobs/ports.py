@@ -4,6 +4,7 @@ A stray connection to a coordinator's port ends rank 0 (JACCL takes any peer for
 another machine is never probed.
 """
 
+import os
 import socket
 from collections.abc import Collection
 from contextlib import ExitStack
@@ -11,6 +12,7 @@ from contextlib import ExitStack
 from jaccl_kernel.errors import Busy, InputError
 
 FIRST, LAST = 32323, 48000  # from mlx.launch's default up, below the usual ephemeral range of macOS
+STRIDE = 16  # between two places to begin at: more than any job needs
 ADDRESS = "127.0.0.1"
 
 
@@ -29,7 +31,7 @@ def are_free(first: int, count: int) -> bool:
 
 
 def choose(count: int, wanted: int | None = None, besides: Collection[int] = ()) -> int:
-    """The first of `count` free consecutive ports: `wanted`, or the lowest that serves.
+    """The first of `count` free consecutive ports: `wanted`, or some that serve.
 
     Args:
         count: how many.
@@ -49,7 +51,11 @@ def choose(count: int, wanted: int | None = None, besides: Collection[int] = ())
                 fix="Choose another with --port, or leave it out to have one chosen.",
             )
         return wanted
-    for first in range(FIRST, LAST, count):
+    # each process begins at a place of its own: two that choose at the same time would take the same ports
+    places = range(FIRST, LAST, max(count, STRIDE))
+    begin = os.getpid() % len(places)
+    for at in range(len(places)):
+        first = places[(begin + at) % len(places)]
         if not _shared(first, count, besides) and are_free(first, count):
             return first
     raise Busy(f"no {count} free ports in a row between {FIRST} and {LAST}", where=ADDRESS)

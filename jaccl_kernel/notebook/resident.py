@@ -282,6 +282,31 @@ class Ranks:
         results = self._call("bench", {"reference": reference, **options})
         return [{"load_s": 0.0, **one} for one in results]
 
+    def batch(self, batch: int, *, prompt_tokens: int = 128, max_tokens: int = 64) -> dict[str, Any]:
+        """Generate several sequences at once: tokens of all over the whole time.
+
+        Returns `tokens`, `wall_s`, `tps` (the one over the other), `ttft_s` (until all had a token),
+        `decode_tps`, `peak_memory_bytes` (a rank each), `token_bytes` (of cache, on rank 0).
+
+        Raises:
+            InputError: a number below 1.
+            Stopped: it was interrupted.
+        """
+        if min(batch, prompt_tokens, max_tokens) < 1:
+            raise InputError("a batch, a prompt and an answer have at least 1", fix="Give numbers from 1.")
+        asked = {"batch": batch, "prompt_tokens": prompt_tokens, "max_tokens": max_tokens}
+        told = self._call("batch", asked)
+        peaks = [one["peak_memory_bytes"] for one in told]
+        return told[0] | {"tps": told[0]["tokens"] / told[0]["wall_s"], "peak_memory_bytes": peaks}
+
+    def needle(self, prompt_tokens: int) -> dict[str, Any]:
+        """Ask for a number hidden in a long text: {"found", "expected", "text", "prompt_tokens", …}."""
+        return dict(self._call("needle", {"prompt_tokens": prompt_tokens})[0])
+
+    def bandwidth(self) -> list[float]:
+        """Bytes a second that each rank reads from its memory, all at the same time."""
+        return [float(one) for one in self._call("bandwidth", {})]
+
     def collectives(self, sizes: Sequence[int], repeats: int = 0) -> dict[str, Any]:
         """Time collectives at these sizes, in bytes (see ranks/collectives.py for what comes back).
 

@@ -23,7 +23,7 @@ from jaccl_kernel.ranks.link import Link
 from jaccl_kernel.ranks.world import World
 
 CONNECT_S = 60.0  # from the join until the host tells where its controller is
-CALLS = ("load", "unload", "prompt", "bench", "collectives", "serve")
+CALLS = ("load", "unload", "prompt", "bench", "batch", "needle", "bandwidth", "collectives", "serve")
 
 here: "Resident"
 
@@ -151,6 +151,23 @@ class Resident:
         self.link.stage("stay", "measured")
         return result
 
+    def batch(self, batch: int, prompt_tokens: int, max_tokens: int) -> dict[str, Any]:
+        """Time several sequences at once (see ranks/batching.py)."""
+        from jaccl_kernel.ranks import batching
+
+        loaded = self._prepared()
+        self.link.stage("measure", f"{batch} sequences of {prompt_tokens} + {max_tokens} tokens")
+        mx.reset_peak_memory()
+        told = batching.measure(loaded, batch, prompt_tokens, max_tokens, self.stop.poll)
+        self.link.stage("stay", "measured")
+        return told | {"peak_memory_bytes": mx.get_peak_memory(), "token_bytes": loaded.token_bytes}
+
+    def bandwidth(self) -> float:
+        """Bytes a second that this rank reads from memory, while no other rank of this machine does."""
+        from jaccl_kernel.ranks import batching
+
+        return batching.bandwidth()
+
     def collectives(self, sizes: Sequence[int], repeats: int = 0) -> dict[str, Any]:
         """Time the group's collectives (see ranks/collectives.py)."""
         from jaccl_kernel.ranks import collectives
@@ -194,6 +211,17 @@ class Resident:
             self._cache = None
         self.link.stage("stay", "the server has ended")
         return "ended"
+
+    def needle(self, prompt_tokens: int) -> dict[str, Any] | None:
+        """Hide a number in a long text and ask for it; rank 0 returns the answer and whether it is there."""
+        from jaccl_kernel.ranks import needle
+
+        loaded = self._prepared()
+        body, number = needle.request(loaded.tokenizer, prompt_tokens)
+        self.link.stage("measure", f"a needle in {prompt_tokens} tokens")
+        answer = self.prompt(body)
+        self.link.stage("stay", "measured")
+        return None if answer is None else answer | {"expected": number, "found": number in answer["text"]}
 
     def _need_model(self) -> None:
         if self.model is None:
