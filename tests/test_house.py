@@ -19,6 +19,7 @@ FLOORS = [
     {"steps"},
     {"rehearsal", "jobs"},
     {"cluster", "models", "report"},
+    {"saved"},
     {"wire", "errors", "paths", "child", ""},
 ]
 RANK_SIDE = {"ranks": {"server", "models"}, "server": {"models"}}

@@ -25,7 +25,7 @@ import ipyparallel
 from jaccl_kernel import errors, remote
 from jaccl_kernel.cluster.check import effective_backend
 from jaccl_kernel.cluster.hostfile import Hostfile
-from jaccl_kernel.errors import Busy, InputError, JacclError, JobError, RankDied
+from jaccl_kernel.errors import Busy, InputError, JacclError, JobError, RankDied, Stopped
 from jaccl_kernel.jobs import lock
 from jaccl_kernel.jobs.controller import Controller
 from jaccl_kernel.jobs.job import Job
@@ -35,6 +35,7 @@ from jaccl_kernel.models.demo import ensure_demo
 from jaccl_kernel.notebook import session
 from jaccl_kernel.notebook.work import Work
 from jaccl_kernel.rehearsal import homes
+from jaccl_kernel.report import record
 from jaccl_kernel.steps.cluster import Cluster
 from jaccl_kernel.steps.preflight import check_hostfile
 from jaccl_kernel.steps.serve import ServeOptions, check_options, check_ports
@@ -158,6 +159,7 @@ class Ranks:
         env: Mapping[str, str] | None = None,
         on_event: OnEvent = ignore,
         deadlines: Deadlines | None = None,
+        stop_when: threading.Event | None = None,
     ) -> "Ranks":
         """Start ranks on these hosts, and return when all are joined and proven.
 
@@ -169,8 +171,10 @@ class Ranks:
             env: more variables for the ranks.
             on_event: hears every event of the ranks, on a thread of its own.
             deadlines: other bounds than the usual ones.
+            stop_when: ends the start when it is set.
 
         Raises:
+            Stopped: it was set.
             InputError: a count that makes no sense.
             Busy: another job holds these hosts.
             JobError: a rank did not start or join; says which and why.
@@ -195,7 +199,7 @@ class Ranks:
             rank_env=cluster.rank_env[:wanted],
         )
         ranks = cls(chosen, spec, rehearsal=cluster.rehearsal, on_event=on_event)
-        ranks._begin(deadlines or Deadlines())
+        ranks._begin(deadlines or Deadlines(), stop_when or threading.Event())
         _current = ranks
         return ranks
 
@@ -286,7 +290,8 @@ class Ranks:
         """Generate several sequences at once: tokens of all over the whole time.
 
         Returns `tokens`, `wall_s`, `tps` (the one over the other), `ttft_s` (until all had a token),
-        `decode_tps`, `peak_memory_bytes` (a rank each), `token_bytes` (of cache, on rank 0).
+        `decode_tps`, `peak_memory_bytes` (a rank each), `token_bytes` (of cache, on rank 0), `energy`
+        (report.record.energy).
 
         Raises:
             InputError: a number below 1.
@@ -297,7 +302,9 @@ class Ranks:
         asked = {"batch": batch, "prompt_tokens": prompt_tokens, "max_tokens": max_tokens}
         told = self._call("batch", asked)
         peaks = [one["peak_memory_bytes"] for one in told]
-        return told[0] | {"tps": told[0]["tokens"] / told[0]["wall_s"], "peak_memory_bytes": peaks}
+        tps = told[0]["tokens"] / told[0]["wall_s"]
+        energy = record.energy([one.pop("power") for one in told], tps)
+        return told[0] | {"tps": tps, "peak_memory_bytes": peaks, "energy": energy}
 
     def needle(self, prompt_tokens: int) -> dict[str, Any]:
         """Ask for a number hidden in a long text: {"found", "expected", "text", "prompt_tokens", …}."""
@@ -542,17 +549,21 @@ class Ranks:
 
     # their life, on a thread of its own
 
-    def _begin(self, deadlines: Deadlines) -> None:
+    def _begin(self, deadlines: Deadlines, stop_when: threading.Event) -> None:
         self._work.start(lambda: self._live(deadlines))
         try:
-            while not self._up.done():
-                time.sleep(TICK_S)
+            self._until_up(stop_when)
             self._client = ipyparallel.Client(connection_info=self._up.result(), timeout=10)
             self._register()
         except BaseException:
             self.close()
             raise
         self.view = self._client[:]
+
+    def _until_up(self, stop_when: threading.Event) -> None:
+        while not self._up.done():
+            if stop_when.wait(TICK_S):
+                raise Stopped("stopped while the ranks started", fix="Start them when you like.")
 
     def _register(self) -> None:
         end = time.monotonic() + REGISTER_S

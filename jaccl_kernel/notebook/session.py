@@ -3,17 +3,15 @@
 It lies in the cache folder: a choice can be made again. With nothing chosen, it is the rehearsal.
 """
 
-import contextlib
 import json
 import os
-import secrets
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from jaccl_kernel.cluster.hostfile import Hostfile
-from jaccl_kernel.errors import JacclError
 from jaccl_kernel.paths import cache_dir
 from jaccl_kernel.rehearsal import homes
+from jaccl_kernel.saved import write_text
 
 REHEARSAL_MACS = 4
 
@@ -110,17 +108,4 @@ def hostfiles() -> list[Path]:
 
 
 def _write(session: Session) -> None:
-    target = session_file()
-    scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(json.dumps(asdict(session), indent=1), encoding="utf-8")
-        scratch.replace(target)  # whole or not at all: another notebook may be reading
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
-        raise JacclError(
-            f"the choice cannot be kept: {error.strerror or error}",
-            where=str(target),
-            fix="Free some space there, or set JACCL_CACHE to a folder that can be written.",
-        ) from error
+    write_text(session_file(), json.dumps(asdict(session), indent=1))

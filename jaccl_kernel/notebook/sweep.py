@@ -8,7 +8,7 @@ import datetime as dt
 import itertools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,13 @@ from jaccl_kernel.models.inspect import inspect
 from jaccl_kernel.models.resolve import resolve
 from jaccl_kernel.notebook import session
 from jaccl_kernel.notebook.resident import Ranks
-from jaccl_kernel.report import limits, parity, record
+from jaccl_kernel.report import baseline, limits, parity, record
+from jaccl_kernel.report.record import SweepReport
+from jaccl_kernel.saved import save_text
 from jaccl_kernel.wire import HOST, Event
 
 COLLECTIVE_SIZES = tuple(64 << (2 * step) for step in range(11))  # 64 B to 64 MB
-SCHEMA = 1
+PATIENCE_S = 10.0  # of a stop: what does not look for it (a load, a join) is ended with its ranks then
 
 
 @dataclass(frozen=True)
@@ -136,11 +138,13 @@ class Sweep:
         self.settings = grid.settings(self.hostfile)
         self.points: list[dict[str, Any]] = []
         self.collectives: list[dict[str, Any]] = []
+        self.cables: list[dict[str, Any]] = []
         self.needles: list[dict[str, Any]] = []
         self.starts = 0
         self.loads = 0
         self._on_event = on_event
         self._stop = threading.Event()
+        self._over = threading.Event()
         self._ranks: Ranks | None = None
         self._began = 0.0
         self._reference: dict[
@@ -154,16 +158,20 @@ class Sweep:
     def stop(self) -> None:
         """End it after the present token; what was measured stays."""
         self._stop.set()
-        if self._ranks:
-            self._ranks.interrupt()
+        if ranks := self._ranks:
+            ranks.interrupt()
+            patience = threading.Timer(PATIENCE_S, lambda: None if self._over.is_set() else ranks.close())
+            patience.daemon = True
+            patience.start()
 
-    def run(self) -> dict[str, Any]:
-        """Measure every point; returns the record.
+    def run(self) -> SweepReport:
+        """Measure every point, save the record and its page; what was stopped is saved too.
 
         Raises:
-            InputError: the grid makes no sense.
+            JacclError: the record cannot be saved.
         """
         self._began = time.monotonic()
+        self._over.clear()
         try:
             for number, setting in enumerate(self.settings):
                 if self._stop.is_set():
@@ -174,21 +182,31 @@ class Sweep:
                     self.points.append(point)
                     self._on_event(Event(HOST, "point", point))
         finally:
+            self._over.set()
             self._close()
         self._add_speedups()
-        return self.record()
+        found = self.record()
+        if not self.points:
+            return SweepReport(found)
+        from jaccl_kernel.report import page  # half a second: only for those who have something to draw
+
+        path = record.save(found)
+        return SweepReport(
+            found, path, save_text(path.stem, ".html", page.to_html(found), folder=path.parent)
+        )
 
     def record(self) -> dict[str, Any]:
         """What was measured, and on what."""
         return {
-            "schema": SCHEMA,
+            "schema": record.SCHEMA,
             "kind": "sweep",
             "stopped": self._stop.is_set(),
             "points": self.points,
             "collectives": self.collectives,
+            "cables": self.cables,
             "needles": self.needles,
             "provenance": {
-                "date": dt.datetime.now().astimezone().isoformat(timespec="seconds"),
+                "date": _now(),
                 "workbench": __version__,
                 "rehearsal": self._rehearsal,
                 "hosts": [host.name for host in self.hostfile.hosts],
@@ -250,14 +268,19 @@ class Sweep:
         if ranks.load(self.grid.model, sharding=setting.sharding):
             self.loads += 1
             for length in self.grid.needle:
-                self.needles.append({"setting": asdict(setting), **ranks.needle(length)})
+                self.needles.append({"setting": asdict(setting), **_needle(ranks, length)})
         self._model = ranks.model
         return ranks
 
     def _start(self, setting: Setting, env: dict[str, str]) -> Ranks:
         backend = setting.backend if setting.ranks > 1 else None
         ranks = Ranks.start(
-            self.hostfile, count=setting.ranks, backend=backend, env=env, on_event=self._on_event
+            self.hostfile,
+            count=setting.ranks,
+            backend=backend,
+            env=env,
+            on_event=self._on_event,
+            stop_when=self._stop,
         )
         self._ranks = ranks
         self.starts += 1
@@ -271,9 +294,16 @@ class Sweep:
         else:
             self._bandwidth[self._key(setting)] = (min(ranks.bandwidth()), False)
         if self.grid.collectives and ranks.size > 1:
-            told = ranks.collectives(self.grid.collectives)
-            self.collectives.append({"ranks": ranks.size, "backend": setting.backend, **told})
+            self._time_collectives(ranks, setting)
         return ranks
+
+    def _time_collectives(self, ranks: Ranks, setting: Setting) -> None:
+        told = ranks.collectives(self.grid.collectives)
+        measured = {"ranks": ranks.size, "backend": setting.backend, "date": _now(), **told}
+        self.collectives.append(measured)
+        for one in baseline.judge(measured, ranks.names, self.hostfile.rdma):
+            if one["cable"] not in {known["cable"] for known in self.cables}:
+                self.cables.append(one)
 
     def _single(self, ranks: Ranks, setting: Setting) -> dict[str, Any]:
         """One sequence: rates, and whether it says what the first point said."""
@@ -374,6 +404,22 @@ class Sweep:
             self._ranks = None
 
 
+def _needle(ranks: Ranks, length: int) -> dict[str, Any]:
+    """A needle's answer; one that the memory or the context does not allow says so, and fails nothing."""
+    try:
+        return ranks.needle(length)
+    except Stopped:
+        raise
+    except JacclError as error:
+        if not ranks.alive:
+            raise
+        return {"prompt_tokens": length, "found": None, "text": "", "error": error.what}
+
+
+def _now() -> str:
+    return dt.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
 def active_bytes(facts: Any) -> float:
     """Bytes of weights that a token reads: only the experts that are used, and no input embedding."""
     size = float(facts.bytes)
@@ -389,8 +435,3 @@ def active_bytes(facts: Any) -> float:
 def _but_ranks(point: dict[str, Any]) -> tuple[Any, ...]:
     setting = point["setting"]
     return (setting["prompt_tokens"], setting["batch"], setting["fast_synch"])
-
-
-def find(points: Sequence[dict[str, Any]], wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
-    """The points that were measured and whose setting is wanted."""
-    return [one for one in points if "error" not in one and wanted(one["setting"])]

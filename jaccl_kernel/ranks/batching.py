@@ -8,6 +8,7 @@ import mlx.core as mx
 from mlx_lm.generate import generation_stream
 
 from jaccl_kernel.errors import Stopped
+from jaccl_kernel.ranks import energy
 from jaccl_kernel.ranks.bench import PASSAGE
 from jaccl_kernel.ranks.serve import Loaded
 from jaccl_kernel.server.engine import Add, Plan
@@ -30,7 +31,8 @@ def measure(
         stopping: asked after each step, on every rank.
 
     Returns `tokens` (of all answers), `wall_s` (from the first prompt to the last token), `ttft_s` (until
-    every sequence had a token), `decode_tps` (tokens a second after that, of all together).
+    every sequence had a token), `decode_tps` (tokens a second after that, of all together), `power` (see
+    ranks/energy.py).
 
     Raises:
         Stopped: it was stopped.
@@ -49,6 +51,7 @@ def measure(
     all_begun = 0.0
     with mx.stream(generation_stream):
         try:
+            meter = energy.Meter()
             began = time.perf_counter()
             while True:
                 made = share.apply(plan)
@@ -63,6 +66,7 @@ def measure(
                 if stopping():
                     raise Stopped("stopped", fix="Run it again when you like.")
             ended = time.perf_counter()
+            drawn = meter.read()
         finally:
             share.apply(Plan(remove=share.batch.sequences(), step=False))
             share.batch.held.clear()
@@ -74,6 +78,7 @@ def measure(
         "wall_s": ended - began,
         "ttft_s": all_begun - began,
         "decode_tps": after / (ended - all_begun) if after else None,
+        "power": drawn,
     }
 
 

@@ -20,6 +20,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from jaccl_kernel.errors import InputError, Stopped
 from jaccl_kernel.models.resolve import resolve
+from jaccl_kernel.ranks import energy
 from jaccl_kernel.ranks.link import Link
 from jaccl_kernel.ranks.load import SHARDINGS, load
 from jaccl_kernel.ranks.world import World
@@ -98,17 +99,19 @@ def measure(
         link.stage("warm-up", f"{min(WARMUP_TOKENS, options.max_tokens)} tokens")
         generate(model, prompt, min(WARMUP_TOKENS, options.max_tokens), eos, stopping=stopping)
         runs = []
+        meter = energy.Meter()
         for number in range(1, options.repeats + 1):
             name = f"run {number} of {options.repeats}"
             link.stage("measure", name, (number - 1) / options.repeats)
             told = _teller(link, name, number, options)
             runs.append(generate(model, prompt, options.max_tokens, eos, told, stopping))
+        drawn = meter.read()
         link.stage("score", "log-probabilities for the correctness gate")
         # on generation's own stream: collectives of two streams can cross, and then the sums are wrong
         with mx.stream(generation_stream):
             score = score_tokens(model, prompt, reference or {"tokens": runs[0]["tokens"]})
     digest = hashlib.sha256(json.dumps([one["tokens"] for one in runs]).encode()).hexdigest()
-    result = {"peak_memory_bytes": mx.get_peak_memory(), "tokens_digest": digest}
+    result = {"peak_memory_bytes": mx.get_peak_memory(), "tokens_digest": digest, "power": drawn}
     if whole:
         text = tokenizer.decode(runs[0]["tokens"])
         result |= {"prompt_tokens": len(prompt), "runs": runs, "text": text, "score": score}

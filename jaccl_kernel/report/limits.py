@@ -5,7 +5,7 @@ bounds it; with tensor parallel each rank reads its share, and adds two collecti
 chips' figures: Apple's technical specifications.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -115,25 +115,3 @@ def collective_seconds(collectives: Mapping[str, Any] | None, size: int) -> floa
     if high == low:
         return float(low_s)
     return float(low_s + (high_s - low_s) * (size - low) / (high - low))
-
-
-def drift(
-    now: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]], tolerance: float = 0.3
-) -> list[str]:
-    """What has become slower since a baseline: sentences, none if all is as it was.
-
-    Args:
-        now, before: `pairs` of collectives; what one of them lacks is not compared.
-        tolerance: how much slower is still the same: small sizes vary from run to run.
-    """
-    known = {(tuple(one["pair"]), one["bytes"]): one["seconds"] for one in before}
-    told = []
-    for one in now:
-        was = known.get((tuple(one["pair"]), one["bytes"]))
-        if was and one["seconds"] > was * (1 + tolerance):
-            slower = f"{one['seconds'] / was:.1f} times the {was * 1e6:.1f} us before"
-            told.append(
-                f"ranks {one['pair'][0]} and {one['pair'][1]}, {one['bytes']} bytes: "
-                f"{one['seconds'] * 1e6:.1f} us, {slower}"
-            )
-    return told

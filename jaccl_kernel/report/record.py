@@ -3,20 +3,19 @@
 Builds points from what the ranks told, and reads and writes records. Knows no jobs.
 """
 
-import contextlib
 import json
-import os
 import statistics
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaccl_kernel.errors import InputError, JacclError
+from jaccl_kernel.errors import InputError
 from jaccl_kernel.paths import results_dir
+from jaccl_kernel.saved import save_json
 
 SCHEMA = 1
+KINDS = ("bench", "sweep", "load")
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,28 @@ class BenchReport:
     @property
     def points(self) -> list[dict[str, Any]]:
         """One measured point per number of ranks."""
+        return list(self.record["points"])
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """What a sweep returns: the record, and the files that it was saved as (None if it was not)."""
+
+    record: dict[str, Any]
+    path: Path | None = None
+    page: Path | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether every point ran, none said anything else than its reference, and none was left out."""
+        return not self.record["stopped"] and all(
+            "error" not in point and (point.get("parity") or {}).get("verdict") != "different"
+            for point in self.record["points"]
+        )
+
+    @property
+    def points(self) -> list[dict[str, Any]]:
+        """One point per setting, measured or failed."""
         return list(self.record["points"])
 
 
@@ -74,11 +95,31 @@ def make_point(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "ttft_s": spread([run["ttft_s"] for run in runs]),
         "itl_s": {"p50": percentile(gaps, 50), "p95": percentile(gaps, 95)},
         "peak_memory_bytes": [one["peak_memory_bytes"] for one in results],
+        "energy": energy([one["power"] for one in results], _tokens_per_s(runs)),
         "speedup": None,
         "efficiency": None,
         "tokens": runs[0]["tokens"],
         "text": first["text"],
     }
+
+
+def energy(powers: Sequence[dict[str, Any]], tokens_per_s: float) -> dict[str, float] | None:
+    """Watts of all machines and joules a token; None unless every machine told (see ranks/energy.py).
+
+    Args:
+        powers: each rank's `machine` and `watts`; ranks of one machine tell of the same watts.
+        tokens_per_s: of all that was generated in that time, prompts included in the time.
+    """
+    by_machine = {one["machine"]: one["watts"] for one in powers}
+    known = [float(one) for one in by_machine.values() if one is not None]
+    if not tokens_per_s or len(known) < len(by_machine):
+        return None
+    return {"watts": sum(known), "joules_per_token": sum(known) / tokens_per_s}
+
+
+def _tokens_per_s(runs: Sequence[dict[str, Any]]) -> float:
+    seconds = sum(run["ttft_s"] + sum(run["itl_s"]) for run in runs)
+    return float(sum(len(run["tokens"]) for run in runs) / seconds)
 
 
 def add_speedups(points: Sequence[dict[str, Any]]) -> None:
@@ -94,35 +135,12 @@ def add_speedups(points: Sequence[dict[str, Any]]) -> None:
 
 
 def save(record: dict[str, Any], folder: Path | None = None) -> Path:
-    """Write the record as `bench-DATE.json`, whole or not at all, and return its path.
+    """Write the record as `KIND-DATE.json` (bench, sweep, load), whole or not at all, and return its path.
 
     Raises:
         JacclError: the folder cannot be written.
     """
-    folder = folder or results_dir()
-    stamp = record["provenance"]["date"].replace(":", "").replace("-", "")[:15]
-    path = folder / f"bench-{stamp}.json"
-    number = 2
-    while path.exists():
-        path = folder / f"bench-{stamp}-{number}.json"
-        number += 1
-    temporary = None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8") as file:
-            temporary = file.name
-            json.dump(record, file, indent=1, ensure_ascii=False)
-        os.replace(temporary, path)  # noqa: PTH105
-    except OSError as error:
-        if temporary:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink()
-        raise JacclError(
-            f"the record could not be saved: {error.strerror}",
-            where=str(folder),
-            fix="Free some space, or set JACCL_RESULTS to a folder that can be written.",
-        ) from error
-    return path
+    return save_json(record.get("kind", "bench"), record, folder=folder)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -140,7 +158,8 @@ def read(path: Path) -> dict[str, Any]:
     return record
 
 
-def newest(folder: Path | None = None) -> Path | None:
-    """The record that was saved last, if there is any."""
-    records = list((folder or results_dir()).glob("bench-*.json"))
-    return max(records, key=lambda path: path.stat().st_mtime, default=None)
+def saved(folder: Path | None = None, kind: str = "bench") -> list[Path]:
+    """The records of this kind ("*" for all), the newest first."""
+    kinds = KINDS if kind == "*" else (kind,)
+    found = [path for one in kinds for path in (folder or results_dir()).glob(f"{one}-*.json")]
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)

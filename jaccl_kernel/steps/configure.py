@@ -21,7 +21,7 @@ from jaccl_kernel.cluster.wiring import Wiring, wire
 from jaccl_kernel.errors import HostfileError, InputError, JacclError
 from jaccl_kernel.jobs.run import OnEvent, ignore
 from jaccl_kernel.rehearsal.plan import KEY, NOTE, is_rehearsal, runnable
-from jaccl_kernel.steps._saved import stamp
+from jaccl_kernel.saved import stamp
 from jaccl_kernel.steps.cluster import Cluster
 from jaccl_kernel.steps.propose import Proposal, explain, propose
 from jaccl_kernel.steps.scan import meant, scan, tell

@@ -16,7 +16,7 @@ from jaccl_kernel.errors import CommandFailed, InputError, NodeError
 from jaccl_kernel.jobs.run import OnEvent, ignore
 from jaccl_kernel.paths import results_dir
 from jaccl_kernel.rehearsal import homes
-from jaccl_kernel.steps._saved import save_text, stamp
+from jaccl_kernel.saved import save_text, stamp
 from jaccl_kernel.steps.cluster import Cluster
 from jaccl_kernel.steps.scan import tell
 

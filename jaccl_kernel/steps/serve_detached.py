@@ -19,6 +19,7 @@ from typing import Any
 
 from jaccl_kernel.errors import DeadlineExceeded, JobError
 from jaccl_kernel.jobs import servers
+from jaccl_kernel.jobs.ending import to_its_end
 from jaccl_kernel.jobs.run import OnEvent
 from jaccl_kernel.steps.serve import ServeOptions, check_options
 from jaccl_kernel.wire import HOST, Event
@@ -164,6 +165,19 @@ async def start_detached(hostfile: Path, options: ServeOptions, on_event: OnEven
     folder = servers.Folder.make()
     on_event(Event(HOST, "stage", {"name": "detach", "text": str(folder.path), "fraction": None}))
     process = _spawn(folder, hostfile, check_options(options))
+    try:
+        running = await _registered(process, folder, on_event)
+    except BaseException:  # stopped while it starts: it must not become a server later
+        await to_its_end(asyncio.to_thread(_end, process))
+        raise
+    # whoever started it may live longer than it: no zombie is to be left
+    threading.Thread(target=process.wait, daemon=True).start()
+    return running
+
+
+async def _registered(
+    process: "subprocess.Popen[bytes]", folder: servers.Folder, on_event: OnEvent
+) -> Running:
     loop = asyncio.get_running_loop()
     end = loop.time() + START_S
     offset = 0
@@ -174,14 +188,20 @@ async def start_detached(hostfile: Path, options: ServeOptions, on_event: OnEven
         if process.poll() is not None:
             raise JobError(_last_words(folder), fix=f"See {folder.log}.")
         if loop.time() > end and not folder.alive():
-            process.kill()
             raise DeadlineExceeded(
                 f"the server did not start within {START_S:.0f} s", fix=f"See {folder.log}."
             )
         await asyncio.sleep(LOOK_S)
-    # whoever started it may live longer than it: no zombie is to be left
-    threading.Thread(target=process.wait, daemon=True).start()
     return running
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(KILL_S)
 
 
 def _spawn(folder: servers.Folder, hostfile: Path, options: ServeOptions) -> "subprocess.Popen[bytes]":

@@ -22,7 +22,7 @@ from jaccl_kernel.errors import InputError, JacclError, NodeError
 from jaccl_kernel.jobs import lock
 from jaccl_kernel.models.demo import ensure_demo
 from jaccl_kernel.models.resolve import DEMO
-from jaccl_kernel.steps._saved import save_json
+from jaccl_kernel.saved import save_json
 from jaccl_kernel.steps.cluster import Cluster
 from jaccl_kernel.steps.deliver import Delivery, shortage, ways
 from jaccl_kernel.steps.fit import Finding, fit

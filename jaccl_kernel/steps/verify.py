@@ -24,8 +24,8 @@ from jaccl_kernel.errors import HostfileError, InputError
 from jaccl_kernel.jobs.run import Deadlines, OnEvent, Outcome, ignore
 from jaccl_kernel.jobs.spec import BACKENDS, JobSpec
 from jaccl_kernel.rehearsal.plan import NOTE
+from jaccl_kernel.saved import save_json
 from jaccl_kernel.steps import gates, live_gates
-from jaccl_kernel.steps._saved import save_json
 from jaccl_kernel.steps.cluster import Cluster
 from jaccl_kernel.steps.gates import TITLES, Gate
 from jaccl_kernel.steps.scan import meant, scan, tell

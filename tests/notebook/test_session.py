@@ -68,7 +68,7 @@ def test_a_damaged_memory_counts_as_no_choice(text: str) -> None:
 def test_a_choice_that_cannot_be_kept_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cache").write_text("a file where a folder should be")
     monkeypatch.setenv("JACCL_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(JacclError, match="cannot be kept"):
+    with pytest.raises(JacclError, match="could not be saved"):
         session.choose_model("org/name")
 
 

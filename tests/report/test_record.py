@@ -1,5 +1,6 @@
 """Records: points from results, spreads, files. pytest tests/report/test_record.py."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from jaccl_kernel.report import record, table
 
 def result(rank: int, *gaps: float) -> dict[str, Any]:
     runs = [{"tokens": list(range(len(gaps) + 1)), "ttft_s": 0.5, "itl_s": list(gaps)}] * 2
-    own = {"load_s": 1.0 + rank, "peak_memory_bytes": 10 + rank}
+    own = {"load_s": 1.0 + rank, "peak_memory_bytes": 10 + rank, "power": {"machine": "a", "watts": None}}
     return own | {"prompt_tokens": 20, "runs": runs, "text": "hi", "tokens_digest": "x"}
 
 
@@ -51,13 +52,14 @@ def test_percentiles_lie_between_the_nearest_values() -> None:
 def test_a_record_is_saved_whole_read_back_and_never_overwritten(tmp_path: Path) -> None:
     one = {"schema": 1, "provenance": {"date": "2026-11-22T10:20:30+00:00"}, "text": "ñ"}
     first, second = record.save(one, tmp_path), record.save(one, tmp_path)
-    assert [path.name for path in (first, second)] == [
-        "bench-20261122T102030.json",
-        "bench-20261122T102030-2.json",
-    ]
+    assert first != second
+    assert all(re.fullmatch(r"bench-\d{8}-\d{6}(-2)?\.json", path.name) for path in (first, second))
     assert record.read(first) == one
     assert sorted(tmp_path.iterdir()) == sorted([first, second])
-    assert record.newest(tmp_path) in (first, second)
+    assert set(record.saved(tmp_path)) == {first, second}
+    swept = record.save({"kind": "sweep", **one}, tmp_path)
+    assert record.saved(tmp_path, "sweep") == [swept]
+    assert set(record.saved(tmp_path, "*")) == {first, second, swept}
 
 
 def test_what_is_no_record_is_said(tmp_path: Path) -> None:

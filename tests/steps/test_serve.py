@@ -256,6 +256,21 @@ async def test_the_supervisors_death_ends_the_ranks(tiny_model: Path, hostfile: 
     assert find_running() == []
 
 
+@pytest.mark.parametrize("after", ["process", "registered"])
+async def test_a_detached_one_that_is_cancelled_while_it_starts_leaves_nothing(
+    tiny_model: Path, hostfile: Path, after: str
+) -> None:
+    starting = asyncio.create_task(start_detached(hostfile, options(tiny_model), Seen()))
+    if after == "registered":
+        await until(lambda: find_running() != [], "its registration")  # seen here before the starter sees it
+    else:
+        await until(lambda: servers.folders() != [], "its folder")
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert find_running() == []
+
+
 async def test_a_detached_one_that_cannot_start_says_why(tiny_model: Path, hostfile: Path) -> None:
     with pytest.raises(Exception, match="nowhere"):
         await start_detached(hostfile, ServeOptions(model="/nowhere/at all"), lambda event: None)

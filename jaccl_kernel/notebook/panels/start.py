@@ -175,7 +175,7 @@ def _model_state(model: str) -> str:
 
 
 def _last_record() -> str:
-    path = record.newest()
+    path = next(iter(record.saved()), None)
     if path is None:
         return "none yet"
     try:
