@@ -17,6 +17,7 @@ from jaccl_kernel.commands import (
     model,
     prepare,
     rehearse,
+    report,
     serve,
     sync,
     terminal,
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"jaccl-kernel {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (rehearse, prepare, bringup, hostfile, model, sync, bench, serve, lab):
+    for group in (rehearse, prepare, bringup, hostfile, model, sync, bench, report, serve, lab):
         group.add(commands)
     return parser
 

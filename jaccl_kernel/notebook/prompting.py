@@ -110,17 +110,27 @@ class Resident:
         return self.ranks.prompt(messages, on_words=on_words, stop_when=stop, **settings)
 
 
+def server() -> Server:
+    """The server that runs, in a process of its own or on the resident ranks.
+
+    Raises:
+        JobError: there is none.
+    """
+    found = _server()
+    if found is None:
+        raise JobError("no server runs", fix="Start one: in 06_serve, or with ranks.serve().")
+    return found
+
+
 def source() -> Source:
     """The server that runs, else the resident ranks that live.
 
     Raises:
         JobError: there is neither.
     """
-    for running in find_running():
-        return Server(running.url, running.state.api_key)
+    if found := _server():
+        return found
     ranks = resident.current()
-    if ranks is not None and (serving := ranks.serving):
-        return Server(serving.url, serving.api_key)
     if ranks is not None and ranks.model:
         return Resident(ranks)
     raise JobError(
@@ -202,6 +212,14 @@ def side_by_side(answers: Sequence[Answer], several: Sequence[Mapping[str, Any]]
         for answer, one in zip(answers, several, strict=True)
     )
     return f'<table style="table-layout: fixed; width: 100%"><tr>{columns}</tr></table>'
+
+
+def _server() -> Server | None:
+    for running in find_running():
+        return Server(running.url, running.state.api_key)
+    ranks = resident.current()
+    serving = ranks.serving if ranks else None
+    return Server(serving.url, serving.api_key) if serving else None
 
 
 class _Reader:

@@ -25,10 +25,12 @@ from jaccl_kernel.notebook import session
 from jaccl_kernel.notebook.resident import Ranks
 from jaccl_kernel.report import baseline, limits, parity, record
 from jaccl_kernel.report.record import SweepReport
-from jaccl_kernel.saved import save_text
 from jaccl_kernel.wire import HOST, Event
 
 COLLECTIVE_SIZES = tuple(64 << (2 * step) for step in range(11))  # 64 B to 64 MB
+LEAST_BYTES, MOST_BYTES = 64, 256 << 20  # of a collective, as ranks/collectives.py takes them
+SHARDINGS = ("tensor", "pipeline")
+BACKENDS = ("jaccl", "jaccl-ring", "ring")
 PATIENCE_S = 10.0  # of a stop: what does not look for it (a load, a join) is ended with its ranks then
 
 
@@ -94,6 +96,7 @@ class Grid:
             raise InputError(
                 f"{max(self.ranks)} ranks, of {len(hostfile)} hosts", fix=f"Give 1 to {len(hostfile)}."
             )
+        self._check_names()
         numbers = (*self.ranks, *self.prompt_tokens, *self.batch, self.max_tokens, self.repeats)
         if min(numbers) < 1:
             raise InputError(f"a number of the grid is {min(numbers)}", fix="Give numbers from 1.")
@@ -121,6 +124,20 @@ class Grid:
                 one.batch,
             ),
         )
+
+    def _check_names(self) -> None:
+        for name, known, given in (
+            ("sharding", SHARDINGS, self.sharding),
+            ("backend", BACKENDS, [one for one in self.backends if one is not None]),
+        ):
+            if unknown := next((one for one in given if one not in known), None):
+                raise InputError(f"there is no {name} {unknown!r}", fix=f"There are: {', '.join(known)}.")
+        for size in self.collectives:
+            if not LEAST_BYTES <= size <= MOST_BYTES or size % 4:
+                raise InputError(
+                    f"{size} bytes of a collective",
+                    fix=f"Give multiples of 4 from {LEAST_BYTES} to {MOST_BYTES}.",
+                )
 
 
 class Sweep:
@@ -152,6 +169,7 @@ class Sweep:
         ] = {}  # prompt length -> the first point's tokens and rivals
         self._bandwidth: dict[tuple[Any, ...], tuple[float, bool]] = {}
         self._facts: list[dict[str, Any]] = []
+        self._environment: dict[str, str] = {}
         self._rehearsal = False
         self._model: Any = None
 
@@ -190,10 +208,7 @@ class Sweep:
             return SweepReport(found)
         from jaccl_kernel.report import page  # half a second: only for those who have something to draw
 
-        path = record.save(found)
-        return SweepReport(
-            found, path, save_text(path.stem, ".html", page.to_html(found), folder=path.parent)
-        )
+        return SweepReport(found, *page.save(found))
 
     def record(self) -> dict[str, Any]:
         """What was measured, and on what."""
@@ -211,6 +226,11 @@ class Sweep:
                 "rehearsal": self._rehearsal,
                 "hosts": [host.name for host in self.hostfile.hosts],
                 "ranks": self._facts,
+                "hostfile": {
+                    "path": str(self.hostfile.path) if self.hostfile.path else None,
+                    "digest": self.hostfile.digest(),
+                },
+                "environment": self._environment,
                 "model": self._model_facts(),
                 "grid": asdict(self.grid),
                 "starts": self.starts,
@@ -268,7 +288,7 @@ class Sweep:
         if ranks.load(self.grid.model, sharding=setting.sharding):
             self.loads += 1
             for length in self.grid.needle:
-                self.needles.append({"setting": asdict(setting), **_needle(ranks, length)})
+                self._ask_needle(ranks, setting, length)
         self._model = ranks.model
         return ranks
 
@@ -286,7 +306,7 @@ class Sweep:
         self.starts += 1
         self._rehearsal = ranks.rehearsal
         if len(ranks.facts) > len(self._facts):
-            self._facts = ranks.facts
+            self._facts, self._environment = ranks.facts, ranks.spec.environment()
         known = [limits.chip_bandwidth(str(one.get("chip", ""))) for one in ranks.facts]
         specified = [one for one in known if one]
         if len(specified) == ranks.size:
@@ -304,6 +324,21 @@ class Sweep:
         for one in baseline.judge(measured, ranks.names, self.hostfile.rdma):
             if one["cable"] not in {known["cable"] for known in self.cables}:
                 self.cables.append(one)
+
+    def _ask_needle(self, ranks: Ranks, setting: Setting, length: int) -> None:
+        """Find a number in a long text; one that memory or context does not allow fails no point."""
+        asked: dict[str, Any] = {"setting": asdict(setting), "asked_tokens": length}
+        try:
+            asked |= ranks.needle(length)
+        except Stopped:
+            raise
+        except JacclError as error:
+            if not ranks.alive:
+                raise
+            asked |= {"prompt_tokens": length, "found": None, "text": "", "error": error.what}
+        first = next((one for one in self.needles if one["asked_tokens"] == length), None)
+        same = None if first is None else first["text"] == asked["text"]
+        self.needles.append(asked | {"as_first": same})
 
     def _single(self, ranks: Ranks, setting: Setting) -> dict[str, Any]:
         """One sequence: rates, and whether it says what the first point said."""
@@ -402,18 +437,6 @@ class Sweep:
         if self._ranks:
             self._ranks.close()
             self._ranks = None
-
-
-def _needle(ranks: Ranks, length: int) -> dict[str, Any]:
-    """A needle's answer; one that the memory or the context does not allow says so, and fails nothing."""
-    try:
-        return ranks.needle(length)
-    except Stopped:
-        raise
-    except JacclError as error:
-        if not ranks.alive:
-            raise
-        return {"prompt_tokens": length, "found": None, "text": "", "error": error.what}
 
 
 def _now() -> str:

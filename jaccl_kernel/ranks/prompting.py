@@ -34,10 +34,12 @@ class Prompting:
         loaded: the model, made ready for batches.
         world, group: as of a rank program.
         stop: whether to stop.
+        context: tokens that prompt and answer may have together, as of the model.
     """
 
-    def __init__(self, loaded: Loaded, world: World, group: Any, stop: Stop) -> None:
+    def __init__(self, loaded: Loaded, world: World, group: Any, stop: Stop, context: int) -> None:
         self._loaded = loaded
+        self._context = max(2, min(context, loaded.capacity))
         self._group = group
         self._leads = world.rank == 0
         self._stop = stop
@@ -145,7 +147,7 @@ class Prompting:
 
     def _read(self, body: dict[str, Any]) -> "_Asked":
         loaded = self._loaded
-        context = max(2, loaded.capacity)
+        context = self._context
         tokenizer = loaded.tokenizer
         served = Served("resident", tokenizer, context, loaded.vocabulary, boundaries=loaded.boundaries)
         if "messages" in body:

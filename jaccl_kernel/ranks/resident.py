@@ -176,10 +176,13 @@ class Resident:
 
     def prompt(self, body: dict[str, Any]) -> dict[str, Any] | None:
         """Answer one OpenAI chat request; its words go to the host as they come. Rank 0 returns the whole."""
+        from jaccl_kernel.models.inspect import inspect
         from jaccl_kernel.ranks.prompting import Prompting
+        from jaccl_kernel.ranks.serve import DEFAULT_CONTEXT
 
         if self._cache is None:
-            self._cache = Prompting(self._prepared(), self.world, self.group, self.stop)
+            context = inspect(self._path).context or DEFAULT_CONTEXT
+            self._cache = Prompting(self._prepared(), self.world, self.group, self.stop, context)
         answer: dict[str, Any] | None = self._cache.answer(
             body, lambda **said: self.link.say("words", **said)
         )

@@ -1,20 +1,22 @@
 """Any record as rows, as one HTML file that opens offline, as CSV; and two records held against each other.
 
-Pure. The file loads nothing: figures are inline SVG, and the whole record lies in it as JSON.
+The file loads nothing: figures are inline SVG, and the whole record lies in it as JSON. Pure, but for `save`.
 """
 
 import csv
 import html
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from jaccl_kernel.report import sweep_figures
+from jaccl_kernel.report import record, sweep_figures
 from jaccl_kernel.report.figures import bench_figure, svg
 from jaccl_kernel.report.table import BENCH_COLUMNS, bench_rows, number
+from jaccl_kernel.saved import save_text
 
 SWEEP_COLUMNS = (
     "ranks", "sharding", "backend", "prompt", "batch", "TTFT s", "decode tok/s", "all tok/s", "speed-up",
@@ -24,6 +26,7 @@ LOAD_COLUMNS = (
     "clients", "prompt", "new tokens", "requests", "failed", "all tok/s", "TTFT p50/p95/p99 s",
     "ITL p50/p95/p99 ms",
 )  # fmt: skip
+COMPARE_COLUMNS = ("setting", "first", "second", "second over first")
 NEEDLE_COLUMNS = ("ranks", "prompt", "verdict", "the answer")
 CABLE_COLUMNS = ("cable", "latency us", "GB/s", "against its baseline")
 
@@ -37,14 +40,14 @@ figure { margin: 1.5rem 0; } figcaption { font-weight: 600; } svg { max-width: 1
 """
 
 
-def sweep_rows(record: dict[str, Any]) -> list[list[str]]:
-    """One row of text per point, under SWEEP_COLUMNS; a failed one says why."""
+def sweep_rows(found: dict[str, Any]) -> list[list[str]]:
+    """One row of text per point, under SWEEP_COLUMNS; why some failed is told by `failures`."""
     rows = []
-    for point in record["points"]:
+    for point in found["points"]:
         setting = point["setting"]
         row = [str(setting[name]) for name in ("ranks", "sharding", "backend", "prompt_tokens", "batch")]
         if "error" in point:
-            rows.append([*row, *["-"] * 6, f"failed: {point['error']['what']}", "-", "-"])
+            rows.append([*row, *["-"] * 6, "failed", "-", "-"])
             continue
         ttft = point["ttft_s"]["median"] if isinstance(point["ttft_s"], dict) else point["ttft_s"]
         limit = point.get("limit") or {}
@@ -65,12 +68,24 @@ def sweep_rows(record: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def load_rows(record: dict[str, Any]) -> list[list[str]]:
+def failures(found: dict[str, Any]) -> list[str]:
+    """Why points failed: a sentence for each cause, with the points that it failed."""
+    causes: dict[str, list[str]] = {}
+    for point in found["points"]:
+        if "error" in point:
+            cause = " ".join([point["error"]["what"], point["error"]["fix"]]).strip()
+            causes.setdefault(cause, []).append(point["label"])
+        for cause in point.get("failures", ()):
+            causes.setdefault(cause, []).append(f"{point['clients']} clients")
+    return [f"{'; '.join(labels)}: {cause}" for cause, labels in causes.items()]
+
+
+def load_rows(found: dict[str, Any]) -> list[list[str]]:
     """One row of text per point of a load test, under LOAD_COLUMNS."""
     return [
         [
             str(point["clients"]),
-            str(point["prompt_tokens"]),
+            number(point["prompt_tokens_mean"], ".0f"),
             str(point["max_tokens"]),
             str(point["requests"]),
             str(point["failed"]),
@@ -78,7 +93,7 @@ def load_rows(record: dict[str, Any]) -> list[list[str]]:
             _percentiles(point["ttft_s"], ".2f"),
             _percentiles(point["itl_s"], ".1f", 1e3),
         ]
-        for point in record["points"]
+        for point in found["points"]
     ]
 
 
@@ -100,36 +115,53 @@ def cable_rows(cables: Sequence[dict[str, Any]]) -> list[list[str]]:
 def needle_rows(needles: Sequence[dict[str, Any]]) -> list[list[str]]:
     """One row a needle, under NEEDLE_COLUMNS."""
     verdicts = {True: "found", False: "NOT found", None: "not tested"}
+    compared = {True: ", the same answer as the first", False: ", another answer than the first", None: ""}
     return [
         [
             str(one["setting"]["ranks"]),
             str(one["prompt_tokens"]),
-            verdicts[one["found"]],
+            verdicts[one["found"]] + (compared[one["as_first"]] if one["found"] is not None else ""),
             one.get("error") or " ".join(one["text"].split())[:60],
         ]
         for one in needles
     ]
 
 
-def rows_of(record: dict[str, Any]) -> tuple[Sequence[str], list[list[str]]]:
+def rows_of(found: dict[str, Any]) -> tuple[Sequence[str], list[list[str]]]:
     """Columns and rows of any record."""
-    kind = record.get("kind", "bench")
+    kind = found.get("kind", "bench")
     if kind == "sweep":
-        return SWEEP_COLUMNS, sweep_rows(record)
-    return (LOAD_COLUMNS, load_rows(record)) if kind == "load" else (BENCH_COLUMNS, bench_rows(record))
+        return SWEEP_COLUMNS, sweep_rows(found)
+    return (LOAD_COLUMNS, load_rows(found)) if kind == "load" else (BENCH_COLUMNS, bench_rows(found))
 
 
-def to_csv(record: dict[str, Any]) -> str:
-    """Its table as CSV."""
-    columns, rows = rows_of(record)
+def to_csv(found: dict[str, Any]) -> str:
+    """Its points as CSV: one row each, one column for each number, in the record's own units and names."""
+    rows = [dict(_flat(point)) for point in found["points"]]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
     out = io.StringIO()
-    csv.writer(out).writerows([columns, *rows])
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return out.getvalue()
 
 
-def to_html(record: dict[str, Any]) -> str:
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every number and word below a value, by its dotted name; samples, tokens and texts are left out."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key not in ("samples", "tokens", "text") or not isinstance(inner, dict | list | str):
+                yield from _flat(inner, f"{name}.{key}" if name else key)
+    elif isinstance(value, list):
+        for at, inner in enumerate(value):
+            yield from _flat(inner, f"{name}.{at}")
+    else:
+        yield name, value
+
+
+def to_html(found: dict[str, Any]) -> str:
     """One file: what was measured, on what, with figures."""
-    provenance = record["provenance"]
+    provenance = found["provenance"]
     name = html.escape(str(provenance["model"]["name"] or "no model"))
     parts = [f"<h1>{name}</h1>"]
     if provenance["rehearsal"]:
@@ -137,17 +169,18 @@ def to_html(record: dict[str, Any]) -> str:
             '<p class="rehearsal"><b>REHEARSAL</b> simulated Macs. It proves nothing about RDMA.</p>'
         )
     told = f"{provenance['date']}, on {', '.join(provenance['hosts'])}; workbench {provenance['workbench']}"
-    parts.append(f"<p>{html.escape(told)}{'; stopped before its end' if record.get('stopped') else ''}</p>")
-    parts.append(_table(*rows_of(record)))
-    if record.get("cables"):
-        parts += ["<h2>Cables</h2>", _table(CABLE_COLUMNS, cable_rows(record["cables"]))]
-    parts += [_drawn(caption, svg(figure)) for caption, figure in figures_of(record)]
-    if record.get("needles"):
+    parts.append(f"<p>{html.escape(told)}{'; stopped before its end' if found.get('stopped') else ''}</p>")
+    parts.append(_table(*rows_of(found)))
+    parts += [f'<p class="failed">{html.escape(told)}</p>' for told in failures(found)]
+    if found.get("cables"):
+        parts += ["<h2>Cables</h2>", _table(CABLE_COLUMNS, cable_rows(found["cables"]))]
+    parts += [_drawn(caption, svg(figure)) for caption, figure in figures_of(found)]
+    if found.get("needles"):
         parts += ["<h2>A number hidden in a long text</h2>"]
-        parts += [_table(NEEDLE_COLUMNS, needle_rows(record["needles"]))]
+        parts += [_table(NEEDLE_COLUMNS, needle_rows(found["needles"]))]
     parts.append(_provenance(provenance))
     # "</" inside a script would end it
-    data = json.dumps(record, ensure_ascii=True).replace("</", "<\\/")
+    data = json.dumps(found, ensure_ascii=True).replace("</", "<\\/")
     parts.append(f'<script type="application/json" id="record">{data}</script>')
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
@@ -155,14 +188,24 @@ def to_html(record: dict[str, Any]) -> str:
     )
 
 
-def figures_of(record: dict[str, Any]) -> list[tuple[str, Figure]]:
+def save(found: dict[str, Any]) -> tuple[Path, Path]:
+    """Save a record and its page beside it, under one name.
+
+    Raises:
+        JacclError: the folder cannot be written.
+    """
+    path = record.save(found)
+    return path, save_text(path.stem, ".html", to_html(found), folder=path.parent)
+
+
+def figures_of(found: dict[str, Any]) -> list[tuple[str, Figure]]:
     """All figures of any record, each with its caption."""
-    kind = record.get("kind", "bench")
+    kind = found.get("kind", "bench")
     if kind == "sweep":
-        return sweep_figures.figures(record)
+        return sweep_figures.figures(found)
     if kind == "load":
-        return [("What clients waited for", sweep_figures.load_figure(record))]
-    return [("Rates and latencies", bench_figure(record))]
+        return [("What clients waited for", sweep_figures.load_figure(found))]
+    return [("Rates and latencies", bench_figure(found))]
 
 
 def compare(one: dict[str, Any], other: dict[str, Any]) -> list[list[str]]:
@@ -175,13 +218,13 @@ def compare(one: dict[str, Any], other: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def _rates(record: dict[str, Any]) -> dict[str, float]:
+def _rates(found: dict[str, Any]) -> dict[str, float]:
     """Each point's rate, by its setting in words."""
     rates = {}
-    for point in record["points"]:
-        if record.get("kind") == "sweep":
+    for point in found["points"]:
+        if found.get("kind") == "sweep":
             label, rate = str(point["label"]), point.get("decode_tps")
-        elif record.get("kind") == "load":
+        elif found.get("kind") == "load":
             sizes = f"{point['prompt_tokens']} + {point['max_tokens']} tokens"
             label, rate = f"{point['clients']} clients, {sizes}", point["tps"]
         else:

@@ -19,43 +19,47 @@ KINDS = ("bench", "sweep", "load")
 
 
 @dataclass(frozen=True)
-class BenchReport:
-    """What `steps.bench` returns: the record, and the file that it was saved as (None if it was not)."""
-
-    record: dict[str, Any]
-    path: Path | None = None
-
-    @property
-    def ok(self) -> bool:
-        """Whether every point ran and parity holds (not tested counts as no failure)."""
-        return bool(self.record["parity"]["verdict"] != "different")
-
-    @property
-    def points(self) -> list[dict[str, Any]]:
-        """One measured point per number of ranks."""
-        return list(self.record["points"])
-
-
-@dataclass(frozen=True)
-class SweepReport:
-    """What a sweep returns: the record, and the files that it was saved as (None if it was not)."""
+class Report:
+    """What a measurement returns: the record, and the files that it and its page were saved as, if any."""
 
     record: dict[str, Any]
     path: Path | None = None
     page: Path | None = None
 
     @property
+    def points(self) -> list[dict[str, Any]]:
+        """What was measured, point by point."""
+        return list(self.record["points"])
+
+
+class BenchReport(Report):
+    """A benchmark over numbers of ranks."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether every point ran and parity holds (not tested counts as no failure)."""
+        return bool(self.record["parity"]["verdict"] != "different")
+
+
+class SweepReport(Report):
+    """A grid of settings."""
+
+    @property
     def ok(self) -> bool:
         """Whether every point ran, none said anything else than its reference, and none was left out."""
         return not self.record["stopped"] and all(
             "error" not in point and (point.get("parity") or {}).get("verdict") != "different"
-            for point in self.record["points"]
+            for point in self.points
         )
 
+
+class LoadReport(Report):
+    """A load test."""
+
     @property
-    def points(self) -> list[dict[str, Any]]:
-        """One point per setting, measured or failed."""
-        return list(self.record["points"])
+    def ok(self) -> bool:
+        """Whether every request of every point was answered."""
+        return not self.record["stopped"] and not any(point["failed"] for point in self.points)
 
 
 def spread(values: Sequence[float]) -> dict[str, float | None]:

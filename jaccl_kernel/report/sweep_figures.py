@@ -3,7 +3,6 @@
 Pure, no pyplot (see figures.py). Every function returns a Figure, or None where nothing was measured for it.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -83,6 +82,7 @@ def against_context(record: dict[str, Any]) -> Figure | None:
     figure, axes = _figure("decode, tokens/s", "prompt tokens")
     for color, (label, line) in zip(_colors(lines), sorted(lines.items()), strict=True):
         axes.plot(*zip(*sorted(line), strict=True), color=color, marker="o", markersize=4, label=label)
+    axes.set_xticks(sorted({at for line in lines.values() for at, _ in line}))
     axes.set_ylim(bottom=0)
     _legend(axes)
     return _marked(figure, record)
@@ -98,6 +98,7 @@ def throughput(record: dict[str, Any]) -> Figure | None:
     figure, axes = _figure("all together, tokens/s", "sequences at once")
     for color, (label, line) in zip(_colors(lines), sorted(lines.items()), strict=True):
         axes.plot(*zip(*sorted(line), strict=True), color=color, marker="o", markersize=4, label=label)
+    axes.set_xticks(sorted({at for line in lines.values() for at, _ in line}))
     axes.set_ylim(bottom=0)
     _legend(axes)
     return _marked(figure, record)
@@ -110,8 +111,8 @@ def collectives(record: dict[str, Any]) -> Figure | None:
     figure = Figure(figsize=(9.0, 3.3), layout="constrained")
     figure.patch.set_alpha(0)
     left, right = figure.subplots(1, 2)
-    _dress(left, "latency, us", "bytes")
-    _dress(right, "bus bandwidth, GB/s", "bytes")
+    _dress(left, "latency, us", "size")
+    _dress(right, "bus bandwidth, GB/s", "size")
     lines: dict[str, list[tuple[int, float, float]]] = {}
     for told in record["collectives"]:
         where = f"{told['ranks']} ranks, {told['backend']}"
@@ -125,30 +126,41 @@ def collectives(record: dict[str, Any]) -> Figure | None:
     for axes in (left, right):
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: _size(value))
     _legend(left)
     return _marked(figure, record)
 
 
 def load_figure(record: dict[str, Any]) -> Figure:
-    """A load test: TTFT and time between tokens as shares of requests, percentiles marked."""
-    figure = Figure(figsize=(9.0, 3.1), layout="constrained")
+    """A load test: which share of requests waited how long for the first token, and between tokens."""
+    figure = Figure(figsize=(9.0, 3.3), layout="constrained")
     figure.patch.set_alpha(0)
+    several = len({(one["prompt_tokens"], one["max_tokens"]) for one in record["points"]}) > 1
     for axes, name, title in zip(
         figure.subplots(1, 2), ("ttft_s", "itl_s"), ("TTFT, s", "time between tokens, s"), strict=True
     ):
-        _dress(axes, title, "")
-        values = sorted(record[name])
-        if not values:
-            continue
-        shares = [(at + 1) / len(values) * 100 for at in range(len(values))]
-        axes.step(values, shares, color=FIRST, where="post")
-        for percent, color in ((50, SECOND), (95, "#b34a4a"), (99, "#a05fb0")):
-            at = values[min(len(values) - 1, int(len(values) * percent / 100))]
-            axes.axvline(at, color=color, linewidth=0.9, linestyle=(0, (4, 3)), label=f"p{percent}: {at:.3f}")
-        axes.set_ylabel("% of them are sooner", fontsize=8, color=INK)
+        _dress(axes, title, "seconds")
+        for color, point in zip(_colors(record["points"]), record["points"], strict=True):
+            values = point["samples"][name]
+            if not values:
+                continue
+            shares = [(at + 1) / len(values) * 100 for at in range(len(values))]
+            sizes = f", {point['prompt_tokens']} + {point['max_tokens']} tokens" if several else ""
+            label = f"{point['clients']} client{'s' if point['clients'] != 1 else ''}{sizes}"
+            axes.step(values, shares, color=color, where="post", label=label)
+            axes.plot(point[name]["p95"], 95, color=color, marker="o", markersize=4)
+        axes.axhline(95, color=INK, linewidth=0.7, linestyle=(0, (2, 3)))
+        axes.set_ylabel("% that waited no longer (dots: p95)", fontsize=7, color=INK)
         axes.set_xlim(left=0)
-        _legend(axes)
+    _legend(axes)
     return _marked(figure, record)
+
+
+def _size(value: float) -> str:
+    for unit, step in (("MB", 1 << 20), ("KB", 1 << 10)):
+        if value >= step:
+            return f"{value / step:g} {unit}"
+    return f"{value:g} B"
 
 
 def _measured(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -201,6 +213,8 @@ def _dress(axes: Any, title: str, below: str) -> None:
 
 
 def _legend(axes: Any, title: str | None = None) -> None:
+    if not axes.get_legend_handles_labels()[0]:
+        return
     axes.legend(fontsize=7, frameon=False, labelcolor=INK, title=title, title_fontsize=7)
 
 
@@ -208,8 +222,3 @@ def _marked(figure: Figure, record: dict[str, Any]) -> Figure:
     if record.get("provenance", {}).get("rehearsal"):
         figure.suptitle("REHEARSAL", x=0.99, ha="right", fontsize=7, color=INK, weight="bold")
     return figure
-
-
-def captions(made: Sequence[tuple[str, Figure]]) -> list[str]:
-    """What the figures show, for those who cannot see them."""
-    return [caption for caption, _ in made]

@@ -1,0 +1,84 @@
+"""The load test's panel: clients, prompts and answers for the server that runs; what its clients felt."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from IPython.display import display
+
+from jaccl_kernel.notebook import prompting
+from jaccl_kernel.notebook.loadtest import Load, LoadTest
+from jaccl_kernel.notebook.panels.base import OnEvent, StepPanel, hint
+from jaccl_kernel.notebook.panels.sweep import axis, number, numbers, report_blocks, table
+from jaccl_kernel.notebook.prompting import Server
+from jaccl_kernel.notebook.views import blocks
+from jaccl_kernel.notebook.work import briefly
+from jaccl_kernel.report.record import LoadReport
+from jaccl_kernel.wire import HOST, Event
+
+
+class LoadPanel(StepPanel):
+    """Puts load on a server. `report` holds the last LoadReport, also of a test that was stopped.
+
+    Args:
+        at: the server; None for the one that runs when it starts.
+        load: the choices to begin with.
+    """
+
+    def __init__(self, at: Server | None = None, load: Load | None = None) -> None:
+        load = load or Load()
+        self.at = at
+        self._test: LoadTest | None = None
+        self.clients = axis(load.clients, "Clients")
+        self.prompts = axis(load.prompt_tokens, "Prompt tokens")
+        self.answers = axis(load.max_tokens, "New tokens")
+        self.requests = axis((load.requests,), "Requests each")
+        super().__init__(
+            "Load test",
+            subtitle=at.name if at else "of the server that runs",
+            choices=[
+                *(self.clients, self.prompts, self.answers, self.requests),
+                hint("Each takes numbers with commas; every combination is tried."),
+                hint("Each client asks again as soon as it has its answer."),
+            ],
+        )  # fmt: skip
+
+    def prepare(self) -> Callable[[OnEvent], Coroutine[Any, Any, Any]]:
+        """The test with the choices as they stand."""
+        at = self.at or prompting.server()
+        requests = number(self.requests.value, "Requests each")
+        load = Load(
+            numbers(self.clients.value, "Clients"),
+            numbers(self.prompts.value, "Prompt tokens"),
+            numbers(self.answers.value, "New tokens"),
+            requests,
+        )
+        load.points()
+
+        async def step(on_event: OnEvent) -> LoadReport:
+            self._test = LoadTest(load, at, on_event)
+            return await self._test.run()
+
+        return step
+
+    def hear(self, event: Event) -> None:
+        """Fill the table point by point."""
+        if event.rank == HOST and event.kind == "point" and self._test:
+            self.result.value = blocks.page(table({"kind": "load", "points": self._test.points}))
+
+    def show(self, report: LoadReport) -> None:
+        """The whole report."""
+        self.result.value = blocks.page(*report_blocks(report))
+
+
+async def load(at: Server | None = None, **axes: Any) -> LoadReport:
+    """Show a LoadPanel with these axes (as of `Load`) and run it: `report = await load(clients=(1, 8))`.
+
+    Raises:
+        JacclError: see LoadTest.run.
+    """
+    panel = LoadPanel(at, Load(**axes))
+    display(panel)
+    with briefly():
+        panel.start()
+    report: LoadReport = await panel.wait()
+    return report

@@ -1,0 +1,240 @@
+"""The sweep's panel: a grid of settings, measured on ranks that stay, drawn as it fills."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+from IPython.display import HTML, display
+
+from jaccl_kernel.cluster.hostfile import Hostfile
+from jaccl_kernel.errors import InputError
+from jaccl_kernel.jobs.spec import FAST_SYNCH, FAST_SYNCH_RISK
+from jaccl_kernel.models.resolve import DEMO
+from jaccl_kernel.notebook import session
+from jaccl_kernel.notebook.panels.base import OnEvent, hint, labelled, text_box
+from jaccl_kernel.notebook.panels.bringup import BringUpPanel
+from jaccl_kernel.notebook.sweep import COLLECTIVE_SIZES, Grid, Sweep
+from jaccl_kernel.notebook.views import blocks
+from jaccl_kernel.notebook.work import briefly
+from jaccl_kernel.rehearsal import homes
+from jaccl_kernel.report import baseline
+from jaccl_kernel.report.record import Report, SweepReport
+from jaccl_kernel.wire import HOST, Event
+
+BACKENDS = {"mesh (jaccl)": "jaccl", "ring (jaccl-ring)": "jaccl-ring", "TCP ring (ring)": "ring"}
+
+
+class SweepPanel(BringUpPanel):
+    """Measures a grid. `report` holds the last SweepReport, also of a sweep that was stopped.
+
+    Args:
+        hostfile: another cluster than the notebooks'.
+        grid: the choices to begin with; None for 1 and all ranks (of simulated Macs: as many as run well).
+    """
+
+    def __init__(self, hostfile: Hostfile | None = None, grid: Grid | None = None) -> None:
+        with briefly():
+            found = hostfile if hostfile is not None else session.current()
+        size = len(found)
+        most = homes.ranks_at_once(size) if homes.is_rehearsal(found) else size
+        grid = grid or Grid(ranks=sorted({1, most}))
+        self._sweep: Sweep | None = None
+        self.model = text_box(
+            grid.model or session.read().model or DEMO, "Model", "demo, a folder, or ORG/NAME"
+        )
+        self.ranks = axis(grid.ranks, "Ranks")
+        self.prompts = axis(grid.prompt_tokens, "Prompt tokens")
+        self.batches = axis(grid.batch, "Batch")
+        self.max_tokens = axis((grid.max_tokens,), "New tokens")
+        self.repeats = axis((grid.repeats,), "Runs each")
+        self.needles = text_box(_text(grid.needle), "Needle at", "none; or prompt lengths: 2048, 5120, 8192")
+        self.shardings = _boxes(("tensor", "pipeline"), grid.sharding)
+        self.backends = _boxes(BACKENDS, [name for name, one in BACKENDS.items() if one in grid.backends])
+        self.fast_synch = _boxes(("off", "on"), ["on" if one else "off" for one in grid.fast_synch])
+        self.collectives = _boxes(("time them first, 64 B to 64 MB, for the group and each pair",), ())
+        next(iter(self.collectives.values())).value = bool(grid.collectives)
+        super().__init__(
+            "Sweep",
+            hostfile,
+            choices=[
+                self.model,
+                *(self.ranks, self.prompts, self.batches, self.max_tokens, self.repeats),
+                hint("Each takes numbers with commas; every combination is measured."),
+                labelled("Sharding", *self.shardings.values()),
+                labelled("Backend", *self.backends.values()),
+                hint("None ticked: the hostfile's own."),
+                labelled("Fast sync", *self.fast_synch.values()),
+                hint(f"{FAST_SYNCH}, A against B. {FAST_SYNCH_RISK}"),
+                labelled("Collectives", *self.collectives.values()),
+                self.needles,
+            ],
+        )
+
+    def grid(self) -> Grid:
+        """What the choices ask for.
+
+        Raises:
+            InputError: a text that is no list of numbers.
+        """
+        max_tokens, repeats = (number(one.value, one.description) for one in (self.max_tokens, self.repeats))
+        model = self.model.value.strip()
+        return Grid(
+            ranks=numbers(self.ranks.value, "Ranks"),
+            prompt_tokens=numbers(self.prompts.value, "Prompt tokens"),
+            batch=numbers(self.batches.value, "Batch"),
+            sharding=_ticked(self.shardings),
+            backends=[BACKENDS[name] for name in _ticked(self.backends)] or [None],
+            fast_synch=[name == "on" for name in _ticked(self.fast_synch)],
+            max_tokens=max_tokens,
+            repeats=repeats,
+            collectives=COLLECTIVE_SIZES if _ticked(self.collectives) else (),
+            needle=numbers(self.needles.value, "Needle at") if self.needles.value.strip() else (),
+            model=model or None,
+        )
+
+    def prepare(self) -> Callable[[OnEvent], Coroutine[Any, Any, Any]]:
+        """The sweep with the choices as they stand. A stop keeps what was measured: that is a report too."""
+        hostfile, grid = self.hostfile(), self.grid()
+        grid.settings(hostfile)
+
+        async def step(on_event: OnEvent) -> SweepReport:
+            self._sweep = sweep = Sweep(grid, hostfile, on_event)
+            running = asyncio.ensure_future(asyncio.to_thread(sweep.run))
+            while not running.done():
+                try:
+                    await asyncio.shield(running)
+                except asyncio.CancelledError:
+                    sweep.stop()
+            return running.result()
+
+        return step
+
+    def hear(self, event: Event) -> None:
+        """Fill the table point by point."""
+        if event.rank == HOST and event.kind == "point" and self._sweep:
+            self.result.value = blocks.page(table({"kind": "sweep", "points": self._sweep.points}))
+
+    def show(self, report: SweepReport) -> None:
+        """The whole report."""
+        self.result.value = blocks.page(*report_blocks(report))
+
+
+async def sweep(hostfile: Hostfile | None = None, **axes: Any) -> SweepReport:
+    """Show a SweepPanel with these axes (as of `Grid`) and run it: `report = await sweep(ranks=(1, 2))`.
+
+    Raises:
+        JacclError: see Sweep.run.
+    """
+    panel = SweepPanel(hostfile, Grid(**axes))
+    display(panel)
+    with briefly():
+        panel.start()
+    report: SweepReport = await panel.wait()
+    return report
+
+
+def show(report: Report) -> HTML:
+    """A report, or a record that was read back, as a cell's output, which stays in the notebook."""
+    simulated = report.record["provenance"]["rehearsal"]
+    banner = [blocks.rehearsal(homes.NOTE)] if simulated else []
+    return HTML(blocks.page(*banner, *report_blocks(report)))
+
+
+def compare(one: Report | Path | str, other: Report | Path | str) -> HTML:
+    """Two records side by side: the points that both have, and the second's rate over the first's."""
+    from jaccl_kernel.report import page, record
+
+    with briefly():
+        found = [
+            each.record if isinstance(each, Report) else record.read(Path(each)) for each in (one, other)
+        ]
+    rows = page.compare(*found)
+    if not rows:
+        return HTML(blocks.page(blocks.verdict("They have no setting in common.", "none")))
+    return HTML(blocks.page(blocks.table(page.COMPARE_COLUMNS, rows, "Tokens per second")))
+
+
+def accept_cables(report: Report) -> None:
+    """Take this sweep's cables as the baselines that later ones are held against."""
+    baseline.accept(report.record["cables"])
+
+
+def table(found: dict[str, Any]) -> str:
+    """Any record's points."""
+    from jaccl_kernel.report import page
+
+    columns, rows = page.rows_of(found)
+    return blocks.table(columns, rows, "tok/s is tokens per second")
+
+
+def report_blocks(report: Report) -> list[str]:
+    """A sweep's or a load test's report as HTML: table, cables, needles, figures, whereabouts."""
+    # here, not above: half a second that only those wait for who have a figure to see
+    from jaccl_kernel.report import figures, page
+
+    found = report.record
+    parts = [blocks.stopped("Stopped before its end: what was measured is here.")] if found["stopped"] else []
+    parts += [table(found)] if found["points"] else []
+    parts += [blocks.verdict(told, "bad") for told in page.failures(found)]
+    states = {"slower": "bad", "first": "none", "as before": "good", "faster": "fair"}
+    parts += [blocks.verdict(one["told"], states[one["verdict"]]) for one in found.get("cables", ())]
+    if found.get("needles"):
+        rows = page.needle_rows(found["needles"])
+        parts.append(blocks.table(page.NEEDLE_COLUMNS, rows, "A number hidden in a long text"))
+    if found["points"]:
+        parts += [
+            blocks.paragraph(caption) + blocks.figure(figures.svg(figure), caption, figures.INK)
+            for caption, figure in page.figures_of(found)
+        ]
+    saved = f"The record is {report.path}; to share: {report.page}" if report.path else "No record was saved."
+    return [*parts, blocks.paragraph(saved, quiet=True)]
+
+
+def numbers(text: str, name: str) -> list[int]:
+    """Numbers with commas or spaces between them.
+
+    Raises:
+        InputError: something else.
+    """
+    words = text.replace(",", " ").split()
+    if not words or not all(word.isascii() and word.isdigit() for word in words):
+        raise InputError(f"{name} is {text!r}", fix="Give numbers with commas, such as 1, 2.")
+    return [int(word) for word in words]
+
+
+def number(text: str, name: str) -> int:
+    """One number.
+
+    Raises:
+        InputError: something else.
+    """
+    found = numbers(text, name)
+    if len(found) > 1:
+        raise InputError(f"{name} is {text!r}", fix="Give one number here.")
+    return found[0]
+
+
+def axis(values: Sequence[int], label: str) -> widgets.Text:
+    """A line for one axis of a grid."""
+    box = text_box(_text(values), label, "numbers with commas")
+    box.layout.width = "320px"
+    return box
+
+
+def _text(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _boxes(names: Any, ticked: Any) -> dict[str, widgets.Checkbox]:
+    return {
+        name: widgets.Checkbox(
+            name in ticked, description=name, indent=False, layout=widgets.Layout(width="auto")
+        )
+        for name in names
+    }
+
+
+def _ticked(boxes: dict[str, widgets.Checkbox]) -> list[str]:
+    return [name for name, box in boxes.items() if box.value]
