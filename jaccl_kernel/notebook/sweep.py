@@ -31,6 +31,7 @@ COLLECTIVE_SIZES = tuple(64 << (2 * step) for step in range(11))  # 64 B to 64 M
 LEAST_BYTES, MOST_BYTES = 64, 256 << 20  # of a collective, as ranks/collectives.py takes them
 SHARDINGS = ("tensor", "pipeline")
 BACKENDS = ("jaccl", "jaccl-ring", "ring")
+ASK_EVERY_S = 0.1
 PATIENCE_S = 10.0  # of a stop: what does not look for it (a load, a join) is ended with its ranks then
 
 
@@ -174,13 +175,22 @@ class Sweep:
         self._model: Any = None
 
     def stop(self) -> None:
-        """End it after the present token; what was measured stays."""
-        self._stop.set()
-        if ranks := self._ranks:
+        """End it after the present token; what was measured stays. Returns at once."""
+        if not self._stop.is_set():
+            self._stop.set()
+            threading.Thread(target=self._insist, name="jaccl sweep's end", daemon=True).start()
+
+    def _insist(self) -> None:
+        """Ask again and again: the call that is to stop may be about to begin."""
+        end = time.monotonic() + PATIENCE_S
+        while not self._over.wait(ASK_EVERY_S):
+            ranks = self._ranks
+            if ranks is None:
+                continue
+            if time.monotonic() > end:
+                ranks.close()
+                return
             ranks.interrupt()
-            patience = threading.Timer(PATIENCE_S, lambda: None if self._over.is_set() else ranks.close())
-            patience.daemon = True
-            patience.start()
 
     def run(self) -> SweepReport:
         """Measure every point, save the record and its page; what was stopped is saved too.
