@@ -13,6 +13,7 @@ from jaccl_kernel.commands import (
     bench,
     bringup,
     hostfile,
+    kernel,
     lab,
     model,
     prepare,
@@ -52,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"jaccl-kernel {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (rehearse, prepare, bringup, hostfile, model, sync, bench, report, serve, lab):
+    for group in (rehearse, prepare, bringup, hostfile, model, sync, bench, report, serve, lab, kernel):
         group.add(commands)
     return parser
 

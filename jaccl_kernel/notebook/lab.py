@@ -1,5 +1,6 @@
 """`jaccl lab`: JupyterLab on the workbench's notebooks, from this environment, nothing fetched from afar."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 from jaccl_kernel.errors import JacclError
+from jaccl_kernel.notebook import kernelspec
 
 # JupyterLab asks the network for news and for newer extensions: the workbench works without either
 OVERRIDES = {
@@ -33,6 +35,8 @@ def open_lab(arguments: list[str]) -> int:
     settings.parent.mkdir(parents=True, exist_ok=True)
     if not settings.exists():  # a person's own choices stay
         settings.write_text(json.dumps(OVERRIDES, indent=1), encoding="utf-8")
+    with contextlib.suppress(JacclError):  # an environment that cannot be written: Lab works without it
+        kernelspec.install()
     root = folder.parent
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={root}", *arguments]
     if not any(not argument.startswith("-") and argument.endswith(".ipynb") for argument in arguments):

@@ -121,21 +121,33 @@ def need_ranks() -> Ranks:
     return ranks
 
 
+def start_ranks() -> Ranks:
+    """The ranks that live, or new ones on the notebooks' hostfile."""
+    ranks = resident.current()
+    if ranks is None:
+        sys.stderr.write("Starting ranks …\n")
+        ranks = Ranks.start()
+        sys.stderr.write(f"{ranks!r}\n")
+    return ranks
+
+
 @magics_class
 class JacclMagics(Magics):
     """The magics; see each one's docstring."""
 
     @cell_magic("jaccl")
     def cell(self, line: str, cell: str) -> None:
-        """Run the cell on all ranks: %%jaccl [--rank N] [--all].
+        """Run the cell on all ranks: %%jaccl [--rank N] [--all] [--start].
 
         Rank 0's output shows as it is, other ranks' by line with their rank. In the cell are mx, group, rank,
         size, and stopping() for loops that ■ is to end. --rank N runs it on that rank alone (no collectives
-        then), --all labels rank 0's output too.
+        then), --all labels rank 0's output too, --start starts the ranks where there are none yet.
         """
         with briefly():
-            options = _parse("%%jaccl", line, [("--rank", int), ("--all", bool)])
-            run_cell(need_ranks(), cell, rank=options.rank, label=options.all)
+            options = _parse("%%jaccl", line, [("--rank", int), ("--all", bool), ("--start", bool)])
+            run_cell(
+                start_ranks() if options.start else need_ranks(), cell, rank=options.rank, label=options.all
+            )
 
     @line_magic("jaccl")
     def line(self, line: str) -> Any:

@@ -25,7 +25,7 @@ import ipyparallel
 from jaccl_kernel import errors, remote
 from jaccl_kernel.cluster.check import effective_backend
 from jaccl_kernel.cluster.hostfile import Hostfile
-from jaccl_kernel.errors import Busy, InputError, JacclError, JobError, RankDied, Stopped
+from jaccl_kernel.errors import Busy, DeadlineExceeded, InputError, JacclError, JobError, RankDied, Stopped
 from jaccl_kernel.jobs import lock
 from jaccl_kernel.jobs.controller import Controller
 from jaccl_kernel.jobs.job import Job
@@ -45,6 +45,7 @@ TICK_S = 0.02
 LAST_WORDS_S = 0.3  # after a rank's end, how long others may take to end too: then the first is named
 OUTPUT_S = 2.0  # after a cell's end, for its last outputs
 CLOSE_S = 20.0
+ASK_S = 3.0  # for completions: a person is typing
 REGISTER_S = 30.0
 AGAIN_S = 2.0  # a second interrupt within this time closes the ranks
 RESTART = "Start new ones: Ranks.start()."
@@ -411,6 +412,19 @@ class Ranks:
                 if self.alive:
                     pending.wait_for_output(OUTPUT_S)
                 watch(pending)
+
+    def ask_kernel(self, what: str, code: str, *more: int) -> Any:
+        """What rank 0's IPython knows of a cell: `do_complete` or `do_inspect`, as of ipykernel's kernel.
+
+        Raises:
+            Busy: the ranks are at work.
+            DeadlineExceeded: rank 0 does not answer.
+        """
+        with self._at_work():
+            pending = self._client[0].apply_async(remote.ask_kernel, what, code, *more)
+            if not pending.wait(ASK_S):
+                raise DeadlineExceeded(f"rank 0 did not answer within {ASK_S:.0f} s")
+            return self._result(pending)
 
     def _cell_error(self, failure: Sequence[Any]) -> JacclError:
         if self._error:
