@@ -136,6 +136,8 @@ def briefly() -> Iterator[None]:
     try:
         yield
     except JacclError as error:
+        if hasattr(type(error), "_render_traceback_"):
+            raise  # it has something better to show: where a rank's cell failed
         text = f"{type(error).__name__}: {error}".splitlines()
         error._render_traceback_ = lambda: text  # type: ignore[attr-defined]  # IPython asks for this name
         raise
