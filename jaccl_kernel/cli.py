@@ -22,6 +22,7 @@ from jaccl_kernel.commands import (
     serve,
     sync,
     terminal,
+    troubleshoot,
 )
 from jaccl_kernel.errors import HostfileError, InputError, JacclError
 
@@ -53,7 +54,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"jaccl-kernel {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (rehearse, prepare, bringup, hostfile, model, sync, bench, report, serve, lab, kernel):
+    for group in (
+        rehearse,
+        prepare,
+        bringup,
+        hostfile,
+        model,
+        sync,
+        bench,
+        report,
+        serve,
+        troubleshoot,
+        lab,
+        kernel,
+    ):
         group.add(commands)
     return parser
 
