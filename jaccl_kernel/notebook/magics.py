@@ -125,9 +125,9 @@ def start_ranks() -> Ranks:
     """The ranks that live, or new ones on the notebooks' hostfile."""
     ranks = resident.current()
     if ranks is None:
-        sys.stderr.write("Starting ranks …\n")
+        sys.stdout.write("Starting ranks …\n")
         ranks = Ranks.start()
-        sys.stderr.write(f"{ranks!r}\n")
+        sys.stdout.write(f"{ranks!r}\n")
     return ranks
 
 
@@ -170,9 +170,9 @@ class JacclMagics(Magics):
             raise InputError(f"%jaccl {what}: not known", fix=f"There are: {HELP}.")
 
     @cell_magic("prompt")
-    def prompt(self, line: str, cell: str) -> Any:
+    def prompt(self, line: str, cell: str) -> None:
         """Ask the loaded model, or the running server: %%prompt [--system S] [--max-tokens N]
-        [--temperature T] [--top-p P] [--seed N].
+        [--temperature T] [--top-p P] [--seed N]. Afterwards `answer` is the Answer.
         """
         from jaccl_kernel.notebook.prompting import prompt
 
@@ -184,7 +184,7 @@ class JacclMagics(Magics):
                  ("--seed", int)],
             )  # fmt: skip
             given = {name: value for name, value in vars(options).items() if value is not None}
-            return prompt(cell.strip(), **given)
+            self.shell.user_ns["answer"] = prompt(cell.strip(), **given)
 
 
 def status(ranks: Ranks | None) -> str:

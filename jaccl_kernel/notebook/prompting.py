@@ -1,7 +1,7 @@
 """Asking a model: over the server that runs, or else the resident ranks. One way of asking for both.
 
-`source()` finds who answers; `prompt()` asks and prints as the words come; `compare()` asks one thing with
-several settings. Knows no widgets.
+`ready()` finds or starts who answers; `prompt()` asks and prints as the words come; `compare()` asks one
+thing with several settings. Knows no widgets.
 """
 
 import contextlib
@@ -36,6 +36,7 @@ class Source(Protocol):
     """Who answers."""
 
     name: str
+    rehearsal: bool  # whether its Macs are simulated
 
     def ask(self, messages: Messages, on_words: OnWords, stop: threading.Event, **settings: Any) -> Answer:
         """Answer a conversation; `on_words` is told (content, reasoning), `stop` ends it early.
@@ -54,10 +55,12 @@ class Server:
     Args:
         url: its address, without /v1.
         api_key: what it wants, or None.
+        rehearsal: whether its Macs are known to be simulated.
     """
 
     url: str
     api_key: str | None = None
+    rehearsal: bool = False
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -99,10 +102,12 @@ class Resident:
     """Resident ranks."""
 
     ranks: Ranks
+    rehearsal: bool = field(init=False)
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
         """Their name is where they are."""
+        self.rehearsal = self.ranks.rehearsal
         self.name = f"the resident ranks on {', '.join(self.ranks.names)}"
 
     def ask(self, messages: Messages, on_words: OnWords, stop: threading.Event, **settings: Any) -> Answer:
@@ -137,6 +142,24 @@ def source() -> Source:
         "nobody answers: no server runs, and no resident ranks have a model",
         fix="Start a server in 06_serve, or ranks here: Ranks.start().load().",
     )
+
+
+def ready(model: str | None = None) -> Source:
+    """Who answers; where nobody does, ranks that stay are started and the model is loaded on them.
+
+    Args:
+        model: for new ranks, or for ranks that have none yet; None for the notebooks' choice.
+
+    Raises:
+        JacclError: they cannot start, or the model cannot be loaded.
+    """
+    with briefly():
+        if found := _server():
+            return found
+        ranks = resident.current() or Ranks.start()
+        if not ranks.model or model:
+            ranks.load(model)
+        return Resident(ranks)
 
 
 def prompt(
@@ -216,10 +239,11 @@ def side_by_side(answers: Sequence[Answer], several: Sequence[Mapping[str, Any]]
 
 def _server() -> Server | None:
     for running in find_running():
-        return Server(running.url, running.state.api_key)
+        return Server(running.url, running.state.api_key, running.state.rehearsal)
     ranks = resident.current()
-    serving = ranks.serving if ranks else None
-    return Server(serving.url, serving.api_key) if serving else None
+    if ranks is None or ranks.serving is None:
+        return None
+    return Server(ranks.serving.url, ranks.serving.api_key, ranks.rehearsal)
 
 
 class _Reader:

@@ -22,8 +22,9 @@ def cells(path: Path, kind: str) -> list[dict[str, Any]]:
     return [cell for cell in found if cell["cell_type"] == kind]
 
 
-def test_the_first_steps_are_there() -> None:
-    assert {"00_start.ipynb", "05_bench.ipynb"} <= {path.name for path in NOTEBOOKS}
+def test_every_step_has_its_notebook() -> None:
+    steps = ["start", "enable", "verify", "hostfile", "sync", "bench", "serve", "prompt", "troubleshoot"]
+    assert [path.name for path in NOTEBOOKS] == [f"{at:02}_{step}.ipynb" for at, step in enumerate(steps)]
 
 
 @each

@@ -12,6 +12,7 @@ from jaccl_kernel.notebook.panels.sweep import axis, number, numbers, report_blo
 from jaccl_kernel.notebook.prompting import Server
 from jaccl_kernel.notebook.views import blocks
 from jaccl_kernel.notebook.work import briefly
+from jaccl_kernel.rehearsal import homes
 from jaccl_kernel.report.record import LoadReport
 from jaccl_kernel.wire import HOST, Event
 
@@ -63,11 +64,14 @@ class LoadPanel(StepPanel):
     def hear(self, event: Event) -> None:
         """Fill the table point by point."""
         if event.rank == HOST and event.kind == "point" and self._test:
-            self.result.value = blocks.page(table({"kind": "load", "points": self._test.points}))
+            banner = blocks.rehearsal(homes.NOTE) if self._test.at.rehearsal else ""
+            self.result.value = blocks.page(banner, table({"kind": "load", "points": self._test.points}))
 
     def show(self, report: LoadReport) -> None:
         """The whole report."""
-        self.result.value = blocks.page(*report_blocks(report))
+        simulated = report.record["provenance"]["rehearsal"]
+        banner = blocks.rehearsal(homes.NOTE) if simulated else ""
+        self.result.value = blocks.page(banner, *report_blocks(report))
 
 
 async def load(at: Server | None = None, **axes: Any) -> LoadReport:

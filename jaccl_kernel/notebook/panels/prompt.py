@@ -21,6 +21,7 @@ from jaccl_kernel.notebook.resident import Answer
 from jaccl_kernel.notebook.views import blocks
 from jaccl_kernel.notebook.views.chat import chat
 from jaccl_kernel.notebook.work import Work, briefly
+from jaccl_kernel.rehearsal import homes
 
 DRAW_S = 0.1  # between two drawings of an answer that is coming
 
@@ -142,7 +143,8 @@ class PromptPanel(widgets.VBox):
 
         self._work.start(work)
         self.trouble.value = self.exported.value = ""
-        self.whom.value = blocks.page(blocks.paragraph(f"Answered by {at.name}", quiet=True))
+        banner = blocks.rehearsal(homes.NOTE) if at.rehearsal else ""
+        self.whom.value = blocks.page(banner, blocks.paragraph(f"Answered by {at.name}", quiet=True))
         self._busy(True)
 
     async def ask(self, question: str) -> Answer:
