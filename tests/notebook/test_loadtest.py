@@ -1,6 +1,7 @@
 """Load on a server, from its clients' side. pytest tests/notebook/test_loadtest.py."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,14 +15,13 @@ from jaccl_kernel.server.generation import Served, ServerError
 from jaccl_kernel.wire import Event
 from tests.conftest import until
 from tests.server.scripted import EOS, Engine, serving
-from tests.tiny import make_tiny_model
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def tokenizer(tiny_model: Path) -> Any:
     from mlx_lm.utils import load_tokenizer
 
-    return load_tokenizer(make_tiny_model(tmp_path_factory.mktemp("model") / "tiny"))
+    return load_tokenizer(tiny_model)
 
 
 @pytest.fixture
