@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,10 @@ import psutil
 import pytest
 
 from tests.tiny import make_tiny_model
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # started in the background by a shell that ignores it: tests press ■ on themselves
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MARK = "JACCL_TEST_MARK"
 GONE_DEADLINE_S = 5.0  # the design's bound: nothing is left 5 s after a stop, a crash or a SIGKILL

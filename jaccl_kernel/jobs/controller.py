@@ -21,6 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from jaccl_kernel.cluster.push import Hop
+from jaccl_kernel.cluster.shell import SshNode
 from jaccl_kernel.errors import DeadlineExceeded, JobError
 from jaccl_kernel.jobs.ending import to_its_end
 from jaccl_kernel.paths import cache_dir
@@ -39,19 +41,19 @@ class Controller:
     """
 
     def __init__(self, hosts: list[str]) -> None:
-        self._local = all(host == LOOPBACK for host in hosts)
-        self._address = LOOPBACK if self._local else _own_address(next(h for h in hosts if h != LOOPBACK))
+        self._far = next((host for host in hosts if host != LOOPBACK), None)
         self._process: asyncio.subprocess.Process | None = None
         self.folder = cache_dir() / "controllers" / secrets.token_hex(6)
 
     async def __aenter__(self) -> Self:
         """Start it; it is not ready yet."""
+        address = await _own_address(self._far) if self._far else LOOPBACK
         self.folder.mkdir(parents=True, mode=0o700)
         security = self.folder / "security"
         arguments = [
             f"--profile-dir={self.folder}",
-            f"--ip={self._address}",
-            f"--location={self._address}",
+            f"--ip={address}",
+            f"--location={address}",
             f"--HeartMonitor.period={HEARTBEAT_MS}",
             # who is dead is told by our own watch: a rank that is only stopped for a while is not
             "--HeartMonitor.max_heartmonitor_misses=1000000",
@@ -59,7 +61,7 @@ class Controller:
             "--IPController.use_threads=True",
             "--log-level=40",
         ]
-        if not self._local:
+        if self._far:
             arguments += ["--IPController.enable_curve=True", f"--ports={PORTS[0]}-{PORTS[1]}"]
         self._client, self._engine = (security / f"ipcontroller-{who}.json" for who in ("client", "engine"))
         # not to a pipe of ours: its heart monitor would hold that open, and its end would not be seen
@@ -128,30 +130,37 @@ class Controller:
         return text.splitlines()[-1] if text else "it gave no reason"
 
 
-def _own_address(host: str) -> str:
-    """This machine's address on the way to another one."""
-    name = host.rpartition("@")[2]
+async def _own_address(host: str) -> str:
+    """This machine's address on the way to another one, which ssh may know by an alias."""
+    name = (await Hop(SshNode(host)).endpoint()).hostname
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((name, 9))  # sends nothing
         except OSError as error:
             raise JobError(
-                f"cannot tell which of this machine's addresses reaches {host}: {error.strerror or error}",
+                f"cannot tell which of this machine's addresses reaches {name}: {error.strerror or error}",
                 where=host,
-                fix="Use the host's name or IP address in the hostfile instead of an alias.",
+                fix="Check the name: `ssh -G` shows what ssh makes of it.",
             ) from error
         return str(probe.getsockname()[0])
 
 
-def _lifeline() -> None:
-    while os.read(0, 1024):
+def _watch(lifeline: int) -> None:
+    while os.read(lifeline, 1024):
         pass
     os.killpg(0, signal.SIGKILL)
 
 
+def _hold_on(lifeline: int) -> None:
+    threading.Thread(target=_watch, args=(lifeline,), daemon=True).start()
+
+
 def main() -> None:
     """ipcontroller, and its end with our stdin's."""
-    threading.Thread(target=_lifeline, daemon=True).start()
+    lifeline = os.dup(0)
+    _hold_on(lifeline)
+    # its heart monitor is a fork, which closes stdin: that, too, has to see our starter's end
+    os.register_at_fork(after_in_child=lambda: _hold_on(lifeline))
     from ipyparallel.controller.app import main as controller
 
     controller()

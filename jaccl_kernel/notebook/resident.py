@@ -47,6 +47,7 @@ OUTPUT_S = 2.0  # after a cell's end, for its last outputs
 CLOSE_S = 20.0
 ASK_S = 3.0  # for completions: a person is typing
 REGISTER_S = 30.0
+AGAIN_EVERY_S = 1.0  # for a rank that was asked and has not answered, while it connects
 AGAIN_S = 2.0  # a second interrupt within this time closes the ranks
 RESTART = "Start new ones: Ranks.start()."
 KINDS = {name: getattr(errors, name) for name in ("InputError", "JobError", "ModelError", "Stopped", "Busy")}
@@ -590,6 +591,22 @@ class Ranks:
                     fix="Check that its machine reaches this one (firewall, Local Network privacy).",
                 )
             time.sleep(TICK_S)
+        for rank in range(self.size):
+            self._reach(rank, end)
+
+    def _reach(self, rank: int, end: float) -> None:
+        """Ask a rank until it answers, its output too: what is sent while its sockets connect is dropped."""
+        while True:
+            self._refuse_if_down()
+            pending = self._client[[rank]].execute("pass", silent=False)
+            if pending.wait(AGAIN_EVERY_S) and pending.wait_for_output(AGAIN_EVERY_S):
+                return
+            if time.monotonic() > end:
+                raise JobError(
+                    f"rank {rank} registered with the controller, but answers nothing",
+                    where=self.names[rank],
+                    fix="Check that its machine reaches this one (firewall, Local Network privacy).",
+                )
 
     async def _live(self, deadlines: Deadlines) -> None:
         """Start, watch and end; told of by `_up` and `_error`."""

@@ -1,6 +1,7 @@
 """Resident ranks: real engines that stay, whose model is loaded once."""
 
 import _thread
+import contextlib
 import os
 import random
 import signal
@@ -22,11 +23,31 @@ from jaccl_kernel.jobs import ports
 from jaccl_kernel.jobs.run import Deadlines
 from jaccl_kernel.notebook import resident
 from jaccl_kernel.notebook.magics import run_cell
-from jaccl_kernel.notebook.resident import CellError, Ranks
+from jaccl_kernel.notebook.resident import AGAIN_S, CellError, Ranks
 from jaccl_kernel.rehearsal.homes import make_hostfile
 from jaccl_kernel.report import record
 
 ENDLESS: dict[str, Any] = {"max_tokens": 3000, "temperature": 0, "logit_bias": {"257": -1000}}
+
+
+@contextlib.contextmanager
+def interrupted(after: float) -> Iterator[None]:
+    """■ after so many seconds; and again, as a person would, if nothing has ended long after."""
+    over = threading.Event()
+
+    def press() -> None:
+        wait = after
+        while not over.wait(wait):
+            _thread.interrupt_main()  # what ■ does to the kernel's main thread
+            wait = 10 * AGAIN_S  # one that Python drops (in a finalizer, say) must not hang the test
+
+    presser = threading.Thread(target=press)
+    presser.start()
+    try:
+        yield
+    finally:
+        over.set()
+        presser.join()
 
 
 @pytest.fixture(scope="module")
@@ -163,9 +184,8 @@ def test_40_interruptions_at_random_moments_leave_the_ranks_usable(ranks: Ranks)
 def test_the_stop_button_ends_a_prompt_and_keeps_what_came(
     ranks: Ranks, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    timer = threading.Timer(0.5, _thread.interrupt_main)  # what ■ does to the kernel's main thread
-    timer.start()
-    answer = ranks.prompt("hello", **ENDLESS)
+    with interrupted(0.5):
+        answer = ranks.prompt("hello", **ENDLESS)
     assert answer.finish == "stopped"
     shown = capsys.readouterr()
     assert answer.text.strip()[:20] in shown.out
@@ -173,8 +193,8 @@ def test_the_stop_button_ends_a_prompt_and_keeps_what_came(
 
 
 def test_a_cell_that_looks_for_it_is_stopped(ranks: Ranks, capsys: pytest.CaptureFixture[str]) -> None:
-    threading.Timer(0.5, _thread.interrupt_main).start()
-    run_cell(ranks, "n = 0\nwhile not stopping():\n    n += 1\nprint('turns', n)", label=True)
+    with interrupted(0.5):
+        run_cell(ranks, "n = 0\nwhile not stopping():\n    n += 1\nprint('turns', n)", label=True)
     turns = {line.split()[-1] for line in capsys.readouterr().out.splitlines()}
     assert len(turns) == 1, "both ranks stopped after the same turn"
 
@@ -297,6 +317,21 @@ def test_stopped_for_a_while_and_continued_is_no_death(nothing_left: None) -> No
         one.resume()
     assert pending.get(timeout=20) == ranks.pids
     ranks.close()
+
+
+def test_not_even_the_heart_monitor_outlives_controller_and_kernel(nothing_left: None) -> None:
+    kernel = subprocess.Popen([sys.executable, "-c", KERNEL], stdout=subprocess.PIPE, text=True)
+    assert kernel.stdout
+    assert kernel.stdout.readline() == "up\n"
+    family = psutil.Process(kernel.pid).children(recursive=True)
+    psutil.Process(kernel.pid).suspend()  # it cannot clean up after its controller
+    [controller] = [
+        one for one in family if "jaccl_kernel.jobs.controller" in one.cmdline() and one.ppid() == kernel.pid
+    ]
+    controller.kill()
+    kernel.kill()
+    kernel.communicate()
+    assert psutil.wait_procs(family, timeout=5)[1] == []
 
 
 KERNEL = """
