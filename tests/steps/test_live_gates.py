@@ -79,6 +79,51 @@ async def test_a_search_for_the_ranks_and_the_shell_around_it_are_no_ranks(
     assert await live_gates.processes(home, only_own=True) == []
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python -m mlx_lm.server --model m",
+        "/opt/homebrew/bin/python3.12 -m mlx_lm server",
+        "/x/Python.app/Contents/MacOS/Python /x/bin/mlx_lm.generate --prompt hi",
+        "python3 -u /x/site-packages/mlx_lm/chat.py",
+        "python -m mlx._distributed_utils.launch -n 2 x.py",
+        "/x/bin/python /x/bin/mlx.launch -n 2 x.py",
+    ],
+)
+def test_every_way_to_run_mlx_lm_or_mlx_launch_is_found(command: str) -> None:
+    found = live_gates._process(f"  417    02:11 {command}")
+    assert found is not None
+    assert (found.pid, found.age, found.command) == (417, "02:11", command)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["vim mlx_lm/server.py", "python -m pip install mlx_lm-0.32.whl", "git -C /x/mlx_lm pull", "python x.py"],
+)
+def test_what_only_names_mlx_lm_is_no_job(command: str) -> None:
+    assert live_gates._process(f"  417    02:11 {command}") is None
+
+
+async def test_a_plain_script_that_mlx_launch_started_is_found_by_its_environment(
+    tmp_path: Path, dummy: list[asyncio.Task[Any]]
+) -> None:
+    home = LocalNode("mac1", home=tmp_path)
+    pids: list[int] = []
+    (tmp_path / "bench.py").write_text("import os, time; print(os.getpid(), flush=True); time.sleep(120)")
+    run = home.run(
+        [sys.executable, "bench.py"],
+        deadline=120,
+        env={"MLX_RANK": "1"},
+        on_line=lambda line: pids.append(int(line)),
+    )
+    dummy.append(asyncio.create_task(run))
+    await until(lambda: pids, "the script to start")
+    (found,) = await live_gates.processes(home, only_own=True)
+    assert found.pid == pids[0]
+    assert "MLX_RANK" in found.what
+    os.kill(pids[0], signal.SIGKILL)
+
+
 @pytest.mark.sshd
 async def test_a_stale_rank_is_found_over_real_ssh(tmp_path: Path, dummy: list[asyncio.Task[Any]]) -> None:
     with start_macs(tmp_path / "macs", ("mac1",)) as macs:

@@ -169,6 +169,15 @@ def test_a_missing_package_and_a_python_that_told_nothing_are_told_apart() -> No
     assert gates.environment(wire(silent), [], backend="jaccl").verdict == "not tested"
 
 
+@pytest.mark.parametrize(("version", "verdict"), [("3.12.10", "passed"), ("3.13.11", "failed")])
+def test_a_patch_level_of_python_is_no_difference(version: str, verdict: str) -> None:
+    nodes = [
+        replace(node, python=replace(node.python, version=told)) if node.python else node
+        for node, told in zip(with_mlx("0.32.4"), ("3.12.11", "3.12.11", version), strict=True)
+    ]
+    assert gates.environment(wire(nodes), [], backend="jaccl").verdict == verdict
+
+
 def test_another_macos_build_is_noted() -> None:
     found = gates.environment(wire(seen(configured(2, "macos-skew:2"))), [], backend="jaccl")
     assert found.verdict == "passed"
