@@ -257,10 +257,10 @@ def wire(nodes: Sequence[NodeFacts]) -> Wiring:
         speeds = [(nodes[e.node].ports or ())[e.port].current_gbps for e in (a, b)]
         gbps = min((speed for speed in speeds if speed is not None), default=None)
         cables.append(Cable(a, b, "both" if leads.get(other) == end else "half", gbps))
+    # what one port claims of another that has a cable by then may be told of too: the cable counts
+    strangers = sorted((one for one in strangers if one.end not in taken), key=lambda one: one.end)
     duplicates = tuple(tuple(ends) for ends in owners.values() if len(ends) > 1)
-    return Wiring(
-        tuple(nodes), tuple(sorted(cables)), tuple(sorted(strangers, key=lambda s: s.end)), duplicates
-    )
+    return Wiring(tuple(nodes), tuple(sorted(cables)), tuple(strangers), duplicates)
 
 
 def hamiltonian_cycle(size: int, joined: set[Pair]) -> tuple[int, ...] | None:
