@@ -166,7 +166,15 @@ def ports(used: Sequence[compare.Use], wiring: Wiring) -> Gate:
     """Whether every device that the job would use is up."""
     if not used:
         return not_tested("ports", "No cable and no matrix say which ports would be used.")
-    return judge("ports", compare.port_problems(used, wiring), f"{_ports(used)} say PORT_ACTIVE.")
+    slow = [
+        Problem(
+            "slow-link", "warning", "cabling", flaw.text, "Use a Thunderbolt 5 cable, in ports of that kind."
+        )
+        for flaw in flaws(wiring)
+        if flaw.code == "slow"
+    ]
+    problems = [*compare.port_problems(used, wiring), *slow]
+    return judge("ports", problems, f"{_ports(used)} say PORT_ACTIVE.")
 
 
 def gid(used: Sequence[compare.Use], wiring: Wiring) -> Gate:
@@ -187,9 +195,14 @@ def wiring_gate(hostfile: Hostfile, wiring: Wiring, *, backend: str) -> Gate:
     """
     ring = backend == "jaccl-ring"
     if not any(hostfile.rdma):
-        wrong = [
-            _flaw(flaw.text) for flaw in flaws(wiring) if flaw.code in ("missing", "half", "doubled", "loop")
-        ]
+        codes = (
+            "missing",
+            "half",
+            "doubled",
+            "loop",
+            *(("mesh-limit",) if wiring.topology == "none" else ()),
+        )
+        wrong = [_flaw(flaw.text) for flaw in flaws(wiring) if flaw.code in codes]
         if wrong and wiring.topology not in ("mesh", "ring"):
             return judge("wiring", wrong, "")
         why = f"The cabling is a {wiring.topology}, but the hostfile has no rdma matrix to hold against it."

@@ -115,6 +115,8 @@ def report_blocks(report: ConfigureReport) -> list[str]:
         parts += [blocks.paragraph("Cables to move, the fewest first:"), items(proposal.moves)]
     if proposal.problems:
         parts.append(blocks.problems(proposal.problems))
+    if report.unreadable:
+        parts.append(blocks.paragraph(report.unreadable))
     if report.explained:
         parts += [blocks.paragraph("The hostfile that is there, held against the Macs:")]
         parts.append(blocks.problems(report.explained))
