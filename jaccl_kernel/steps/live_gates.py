@@ -46,6 +46,7 @@ ps -axww -o pid= -o etime= -o command= || exit
 if [ -r /proc/self/environ ]; then
     grep -lszE '^(MLX|JACCL)_RANK=' /proc/[0-9]*/environ | sed 's,^/proc/\([0-9]*\)/.*,launched \1,'
 else
+    export LC_ALL=C  # its sed refuses bytes that are no text elsewhere
     ps -axwwE -o pid= -o command= | sed -n -E 's/^ *([0-9]+) .* (MLX|JACCL)_RANK=.*/launched \1/p'
 fi 2>/dev/null
 exit 0

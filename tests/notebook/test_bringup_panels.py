@@ -17,7 +17,7 @@ from jaccl_kernel.notebook.panels.hostfile import HostfilePanel
 from jaccl_kernel.notebook.panels.start import StartPanel
 from jaccl_kernel.notebook.panels.sync import SyncPanel
 from jaccl_kernel.notebook.panels.verify import VerifyPanel
-from jaccl_kernel.rehearsal import plan
+from jaccl_kernel.rehearsal import homes, plan
 from jaccl_kernel.steps import checklist
 from jaccl_kernel.steps.sync_report import NodeSync, SyncReport
 from jaccl_kernel.wire import HOST, Event
@@ -118,6 +118,22 @@ async def test_the_network_is_changed_only_after_a_yes_and_can_be_undone(tmp_pat
     assert (await panel.wait()).ok
     after = await panel.run()
     assert [step.line for step in after.network.steps] == [step.line for step in before.network.steps]
+
+
+async def test_where_sudo_wants_a_password_the_commands_and_their_undo_are_there_to_paste(
+    tmp_path: Path,
+) -> None:
+    mac = homes.prepare(broken(tmp_path, "no-ipv4:2"))[1]
+    panel = HostfilePanel()
+    found = await panel.run()
+    (mac.commands / "sudo").write_text("#!/bin/sh\nexit 1\n")
+    panel.yes.value = True
+    panel.apply()
+    assert not (await panel.wait()).ok
+    (step,) = found.network.steps
+    told = html.unescape(panel.result.value).partition("<pre")[2]
+    assert f"\n  {step.line}\n" in told
+    assert f"\n  #   {step.undo_line}\n" in told
 
 
 async def test_verify_shows_the_shut_gate_its_cause_and_fix(tmp_path: Path) -> None:

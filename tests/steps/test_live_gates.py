@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,6 +123,20 @@ async def test_a_plain_script_that_mlx_launch_started_is_found_by_its_environmen
     assert found.pid == pids[0]
     assert "MLX_RANK" in found.what
     os.kill(pids[0], signal.SIGKILL)
+
+
+def test_what_macos_tells_of_environments_is_read(tmp_path: Path) -> None:
+    env = "HOME=/Users/me MLX_RANK=1 MLX_HOSTFILE=/x"
+    listed = f"  417 python x.py HOME=/Users/me MLX_RANKS=2\n 1234 python y.py {env} \udce9\n"
+    (tmp_path / "listed").write_text(listed, errors="surrogateescape")
+    (tmp_path / "ps").write_text(f'#!/bin/sh\ncase "$1" in -axwwE) exec cat {tmp_path}/listed;; esac\n')
+    (tmp_path / "ps").chmod(0o755)
+    script = live_gates._PS.replace("/proc/self/environ", "/nowhere")
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["sh", "-c", script], env={"PATH": path}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split("\n") == ["launched 1234", ""]
 
 
 @pytest.mark.sshd

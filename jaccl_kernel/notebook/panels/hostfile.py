@@ -147,4 +147,8 @@ def _changed(report: network.ApplyReport | network.UndoReport) -> list[str]:
     text = f"{len(report.done)} of {len(report.plan.steps)} steps were carried out."
     undo = [f"Undo script: {path}" for path in report.undo_files]
     parts = [blocks.verdict(text, "good" if report.ok else "bad"), items(undo)]
-    return parts if report.ok else [*parts, blocks.paragraph(f"{report.error} Fix: {report.fix}")]
+    if report.ok:
+        return parts
+    fix, _, commands = report.fix.partition("\n")
+    parts.append(blocks.paragraph(f"{report.error} Fix: {fix}"))
+    return [*parts, blocks.to_copy(commands, "Commands per Mac, with their undo")] if commands else parts
