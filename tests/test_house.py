@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +70,33 @@ def test_the_host_side_imports_no_mlx(path: Path) -> None:
     if {place.parts[0], str(place)} & MAY_IMPORT_MLX:
         return
     assert not [name for name in imports(path) if name.split(".")[0] in ("mlx", "mlx_lm")]
+
+
+# What a sentence that sends people to a notebook must be about.
+ABOUT = {
+    "01": r"RDMA",
+    "02": r"environment",
+    "03": r"hostfile|cable moves|network set-up",
+    "04": r"model",
+}
+
+
+def test_every_fix_that_names_a_notebook_names_the_one_that_has_the_step() -> None:
+    told = [
+        node.value
+        for path in modules()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if re.search(r"notebook \d\d", node.value)
+    ]
+    assert told
+    wrong = [
+        text
+        for text in told
+        for number in re.findall(r"notebook (\d\d)", text)
+        if not re.search(ABOUT.get(number, r"^$"), text)
+    ]
+    assert wrong == []
 
 
 def test_every_package_and_module_says_what_it_is() -> None:

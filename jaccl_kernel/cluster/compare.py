@@ -101,10 +101,13 @@ def coordinator_problem(address: str, nodes: Sequence[NodeFacts], labels: Sequen
     if why is None:
         text = f"{labels[0]} did not tell its addresses, so {address} could not be looked for among them."
         return Problem(UNTESTED, "warning", where, text, "Scan again.")
-    if not why:
-        return None
     best = coordinator.choose(nodes)
     fix = f"Write {best.reason}." if best else "Connect that Mac to the LAN."
+    if not why:
+        if (port := coordinator.thunderbolt(address, nodes[0])) is None:
+            return None
+        text = f"{address} is on {port} of {labels[0]}: it goes with that cable, and not all Macs are on it."
+        return Problem("coordinator-thunderbolt", "warning", where, text, fix)
     return Problem("coordinator-stale", "error", where, f"{why}.", fix)
 
 
@@ -253,13 +256,7 @@ def _gid_problem(use: Use, device: DeviceFacts, wiring: Wiring) -> Problem:
     port = f"{wiring.place(end)} ({device.name})" if end else device.name
     interface = node.interface(device.name.removeprefix("rdma_"))
     if device.ipv4_gid is not None:
-        index, ip = device.ipv4_gid
-        text = (
-            f"{port} has its IPv4 GID ({ip}) at index {index}, and JACCL sends with index {JACCL_GID_INDEX}: "
-            "another address stands before it."
-        )
-        fix = "Set the port's IPv6 to link-local only (System Settings → Network), or restart that Mac."
-        return Problem("gid-index", "error", use.where, text, fix)
+        return Problem("gid-index", "error", use.where, *_wrong_index(port, *device.ipv4_gid))
     if interface is not None and interface.bridge:
         text = f"{port} is a member of {interface.bridge}, and so has no usable GID of its own."
         return Problem(
@@ -280,6 +277,20 @@ def _gid_problem(use: Use, device: DeviceFacts, wiring: Wiring) -> Problem:
         use.where,
         text,
         "Give the port an IPv4 address (notebook 03, network set-up).",
+    )
+
+
+def _wrong_index(port: str, index: int, ip: str) -> tuple[str, str]:
+    """What to say of an IPv4 GID that is not where JACCL sends from, and what to do."""
+    text = f"{port} has its IPv4 GID ({ip}) at index {index}, and JACCL sends with index {JACCL_GID_INDEX}: "
+    if index < JACCL_GID_INDEX:
+        return (
+            f"{text}the port's link-local IPv6 address, which belongs before it, is missing.",
+            "Set the port's IPv6 to link-local only, not off (System Settings → Network).",
+        )
+    return (
+        f"{text}another address stands before it.",
+        "Set the port's IPv6 to link-local only (System Settings → Network), or restart that Mac.",
     )
 
 

@@ -72,6 +72,19 @@ def addresses(facts: NodeFacts) -> tuple[str, ...] | None:
     return tuple(dict.fromkeys(ip for ip in found if not IPv4Address(ip).is_loopback))
 
 
+def thunderbolt(address: str, facts: NodeFacts) -> str | None:
+    """The Thunderbolt port that an address of this Mac is on, in words; None if it is on none."""
+    numbers = {port.interface: port.number for port in facts.ports or () if port.interface}
+    for interface in facts.interfaces or ():
+        if all(one.ip != address for one in interface.ipv4):
+            continue
+        if interface.name in numbers:
+            return f"Thunderbolt port {numbers[interface.name] or '?'} ({interface.name})"
+        if set(interface.members) & set(numbers):
+            return f"the Thunderbolt bridge ({interface.name})"
+    return None
+
+
 def _is_link_local(ip: str) -> bool:
     try:
         return IPv4Address(ip).is_link_local

@@ -44,6 +44,8 @@ def _flaws(wiring: Wiring) -> Iterator[Flaw]:
     size = len(wiring.nodes)
     if size > MESH_MAX_RANKS:
         text = f"A mesh takes at most {MESH_MAX_RANKS} Macs, not {size}: leave some out, or use a ring."
+        if wiring.topology == "none":
+            text += " Their cables make no ring: that takes one from each to the next, and back to the first."
         yield Flaw("mesh-limit", text, tuple(range(size)))
     yield from _node_flaws(wiring)
     for ends in wiring.duplicates:
@@ -84,7 +86,8 @@ def _node_flaws(wiring: Wiring) -> Iterator[Flaw]:
 def _pair_flaws(wiring: Wiring, pair: Pair) -> Iterator[Flaw]:
     names = _listed([wiring.labels[i] for i in pair])
     cables = wiring.between(pair)
-    if wiring.state(pair) == "missing" and not wiring.is_only_a_ring:
+    mesh = not wiring.is_only_a_ring and len(wiring.nodes) <= MESH_MAX_RANKS
+    if wiring.state(pair) == "missing" and mesh:
         yield Flaw("missing", f"No cable between {names}.", pair)
     if len(cables) > 1:
         where = "; ".join(f"{wiring.place(c.a)} to {wiring.place(c.b)}" for c in cables)

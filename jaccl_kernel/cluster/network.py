@@ -52,6 +52,15 @@ class Step:
         """What takes it back."""
         return f"sudo {shlex.join(self.undo)}"
 
+    @property
+    def undo_if(self) -> str:
+        """A test in sh whether there is anything to take back: no for what was never done, or is undone."""
+        if self.kind == "unbridge":
+            _, bridge, _, name = self.command
+            return f"! ifconfig {shlex.quote(bridge)} 2>&1 | grep -qF {shlex.quote(f'member: {name} ')}"
+        _, name, _, ip, *_ = self.command
+        return f"ifconfig {shlex.quote(name)} 2>&1 | grep -qF {shlex.quote(f'inet {ip} ')}"
+
 
 @dataclass(frozen=True)
 class NetworkPlan:
@@ -75,31 +84,45 @@ class NetworkPlan:
         return tuple(step for step in self.steps if step.node == node)
 
     def text(self) -> str:
-        """The commands for each Mac, to read or to paste."""
+        """The commands for each Mac, to read or to paste, and what takes them back.
+
+        Whatever is no command to be run now is a line of its own that begins with `#`: a person's zsh takes
+        a `#` after a command for one more argument, and runs nothing of a line that begins with it.
+        """
         parts = []
         for node in self.nodes:
-            lines = [f"  {step.line}    # {step.why}" for step in self.of(node)]
-            parts.append("\n".join([f"On {self.labels[node]}:", *lines]))
+            lines = [f"On {self.labels[node]}:"]
+            for step in self.of(node):
+                lines += [f"  # {step.why}", f"  {step.line}"]
+            lines.append(f"  # To take it back on {self.labels[node]}, last change first:")
+            lines += [f"  #   {step.undo_line}" for step in reversed(self.of(node))]
+            parts.append("\n".join(lines))
         return "\n".join([*parts, *self.notes])
 
     def undo_script(self, node: int) -> str:
         """A POSIX sh script that puts one Mac back as it was; it goes on after a step that fails.
 
-        `SUDO` in its environment replaces plain `sudo`, such as `sudo -n`.
+        It may be run again, or after a reboot: what is not there any more is passed over. Two such scripts
+        one after the other are one that takes back both. `SUDO` in its environment replaces plain `sudo`,
+        such as `sudo -n`.
         """
         lines = [
             "#!/bin/sh",
             f"# Takes back what was done to the Thunderbolt ports of {self.labels[node]}, last change first.",
             "# A reboot does the same. Run: sh undo-network.sh",
-            "failed=0",
+            'PATH="$PATH:/usr/sbin:/sbin"',
+            ': "${undo_failed:=0}"',
         ]
         for step in reversed(self.of(node)):
             undo = shlex.join(step.undo)
             lines += [
                 f"# {step.port}: {step.why}",
-                f"${{SUDO:-sudo}} {undo} || {{ echo {shlex.quote(f'failed: {undo}')} >&2; failed=1; }}",
+                f"if {step.undo_if}; then",
+                f"    ${{SUDO:-sudo}} {undo} ||",
+                f"        {{ echo {shlex.quote(f'failed: {undo}')} >&2; undo_failed=1; }}",
+                "fi",
             ]
-        return "\n".join([*lines, "exit $failed", ""])
+        return "\n".join([*lines, '[ "$undo_failed" -eq 0 ]', ""])
 
 
 def plan(wiring: Wiring) -> NetworkPlan:
@@ -115,7 +138,7 @@ def plan(wiring: Wiring) -> NetworkPlan:
         ends = [_Port.of(wiring, end) for end in (cable.a, cable.b)]
         notes += [port.untested for port in ends if port.untested]
         steps += [step for port in ends if port.needs_gid for step in port.unbridge()]
-        steps += _addresses(wiring, cable, ends, fresh, taken)
+        steps += _addresses(wiring, cable, ends, fresh, planned=_given(steps))
     notes += [_late(wiring, end) for end in _late_ends(wiring)]
     if steps:
         notes += [*_about_collisions(steps, taken), REBOOT]
@@ -193,15 +216,24 @@ class _Port:
         )
 
 
+def _given(steps: Sequence[Step]) -> set[IPv4Address]:
+    """The addresses that steps give."""
+    return {IPv4Address(step.command[3]) for step in steps if step.kind == "address"}
+
+
 def _addresses(
-    wiring: Wiring, cable: Cable, ends: Sequence[_Port], fresh: Iterator[IPv4Network], taken: set[IPv4Network]
+    wiring: Wiring,
+    cable: Cable,
+    ends: Sequence[_Port],
+    fresh: Iterator[IPv4Network],
+    planned: set[IPv4Address],
 ) -> list[Step]:
     """Addresses for the ends of a cable that need one: of a fresh /30, or one that fits the other end."""
     lacking = [port for port in ends if port.needs_gid and port.address is None]
     if not lacking:
         return []
-    other = next((port.address for port in ends if port not in lacking), None)
-    if len(lacking) == 1 and other is not None and (fitting := _beside(other, cable, wiring)):
+    other = next((port for port in ends if port not in lacking), None)
+    if other is not None and (fitting := _beside(other, cable, wiring, planned)):
         return [lacking[0].give(fitting)]
     network = next(fresh, None)
     if network is None:  # more LANs than we have pools; every Mac makes up such an address by itself too
@@ -216,20 +248,24 @@ def _made_up(cable: Cable) -> Iterator[IPv4Address]:
         yield IPv4Address(f"169.254.{100 + end.node}.{1 + end.port}")
 
 
-def _beside(other: IPv4Interface, cable: Cable, wiring: Wiring) -> IPv4Interface | None:
+def _beside(other: _Port, cable: Cable, wiring: Wiring, planned: set[IPv4Address]) -> IPv4Interface | None:
     """A free address in the network of the far end, if that network is the cable's own."""
-    used = {
-        IPv4Address(address.ip)
-        for node in wiring.nodes
-        for interface in node.interfaces or ()
-        for address in interface.ipv4
-    }
-    network = other.network
-    candidates = (
-        _made_up(cable)
-        if network == _LINK_LOCAL
-        else iter(network.hosts() if network.prefixlen >= 24 else ())
-    )
+    if other.address is None or other.interface is None:
+        return None
+    network = other.address.network
+    used, elsewhere = set(planned), False
+    for number, node in enumerate(wiring.nodes):
+        for interface in node.interfaces or ():
+            here = {IPv4Address(one.ip) for one in interface.ipv4}
+            is_other = number == other.end.node and interface.name == other.interface.name
+            elsewhere = elsewhere or (not is_other and any(ip in network for ip in here))
+            used |= here
+    if network == _LINK_LOCAL:  # every port without another address is in it
+        candidates = _made_up(cable)
+    elif elsewhere or network.prefixlen < 24:
+        return None
+    else:
+        candidates = iter(network.hosts())
     ip = next((ip for ip in candidates if ip not in used), None)
     return IPv4Interface(f"{ip}/{network.prefixlen}") if ip else None
 
@@ -263,13 +299,13 @@ def _late(wiring: Wiring, end: End) -> str:
 
 
 def _about_collisions(steps: Sequence[Step], taken: set[IPv4Network]) -> Iterator[str]:
-    new = {IPv4Address(step.command[3]) for step in steps if step.kind == "address"}
-    if not all(ip in _LINK_LOCAL for ip in new):
+    new = _given(steps)
+    if any(not any(ip in network for network in (*taken, _LINK_LOCAL)) for ip in new):
         lans = (
             str(network) for network in sorted(taken) if not network.is_loopback and network != _LINK_LOCAL
         )
         yield (
-            f"The new addresses touch none of the Macs' networks ({', '.join(lans) or 'none is known'}). "
+            f"The new networks touch none that the Macs are in ({', '.join(lans) or 'none is known'}). "
             "Networks behind a router or a VPN cannot be seen from here."
         )
     if any(ip in _LINK_LOCAL for ip in new):

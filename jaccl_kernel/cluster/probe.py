@@ -22,7 +22,9 @@ SPARE_S = 15.0  # for ssh and the shell, on top of the slowest command's own dea
 ALARM = 142  # 128 + SIGALRM: how a shell tells that the deadline ended a command
 
 # One perl starts all commands, each under an alarm that outlives exec, so that a deadline is the command's
-# own. perl is part of macOS (and of most Linux), `timeout` is not; without perl the whole script's is left.
+# own. One that ignores the alarm is killed a second later; one that even that does not end, because it is
+# stuck in the kernel, is left there. perl is part of macOS (and of most Linux), `timeout` is not; without
+# perl the alarm is a shell's.
 # Thunderbolt's facts are asked for in C: other locales translate words and decimal points.
 _SCRIPT = r"""
 set -u
@@ -30,10 +32,23 @@ PATH="$PATH:$1" LC_ALL=C mark=$2
 export PATH LC_ALL
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
-ask() { id=$1; shift; "$@" >"$work/$id.out" 2>"$work/$id.err" </dev/null; echo $? >"$work/$id.rc"; }
+ask() {
+    id=$1 seconds=$2
+    shift 2
+    "$@" >"$work/$id.out" 2>"$work/$id.err" </dev/null &
+    asked=$!
+    (sleep "$seconds"; kill -s ALRM "$asked"; sleep 1; kill -s KILL "$asked") >/dev/null 2>&1 &
+    alarm=$!
+    wait "$asked"
+    code=$?
+    kill "$alarm" 2>/dev/null
+    case $code in 137) code=142 ;; esac
+    echo "$code" >"$work/$id.rc"
+}
 if command -v perl >/dev/null; then
     perl -e '
-        my ($work, %%id) = shift;
+        use POSIX ":sys_wait_h";
+        my ($work, %%id, %%end) = shift;
         while (@ARGV) {
             my ($id, $seconds, $words) = splice @ARGV, 0, 3;
             my @command = splice @ARGV, 0, $words;
@@ -48,10 +63,21 @@ if command -v perl >/dev/null; then
                 exit 127;
             }
             $id{$pid} = $id;
+            $end{$pid} = time + $seconds + 1;
         }
-        while ((my $pid = wait) > 0) {
+        while (%%id) {
+            my $pid = waitpid -1, WNOHANG;
+            my $status = $? & 127 ? 128 + ($? & 127) : $? >> 8;
+            if ($pid <= 0) {
+                select undef, undef, undef, 0.02;
+                ($pid) = grep { time > $end{$_} } keys %%id or next;
+                kill "KILL", $pid;
+                $status = 142;
+            }
+            next unless exists $id{$pid};
             open my $rc, ">", "$work/$id{$pid}.rc";
-            print $rc $? & 127 ? 128 + ($? & 127) : $? >> 8;
+            print $rc $status;
+            delete $id{$pid};
         }
     ' "$work" %(counted)s
 else
@@ -119,7 +145,10 @@ def _script(asked: Sequence[Command]) -> str:
     counted = [(one.id, str(round(one.deadline_s)), str(len(one.argv)), *one.argv) for one in asked]
     return _SCRIPT % {
         "counted": shlex.join(word for command in counted for word in command),
-        "plain": "\n    ".join(shlex.join(("ask", one.id, *one.argv)) + " &" for one in asked) + "\n    wait",
+        "plain": "".join(
+            shlex.join(("ask", one.id, str(round(one.deadline_s)), *one.argv)) + " &\n    " for one in asked
+        )
+        + "wait",
     }
 
 

@@ -204,12 +204,15 @@ async def _relay(
             path = PurePosixPath(name)
             only = [f"--include=/{_literal(path.name)}", "--exclude=*"]
             held = Path(spool) / "file"
-            await source.copy_from(
-                str(PurePosixPath(folder) / path.parent),
-                held,
-                deadline=deadline,
-                options=[*_OPTIONS[:-1], *only],
-            )
+            there = str(PurePosixPath(folder) / path.parent)
+            try:
+                await source.copy_from(there, held, deadline=deadline, options=[*_OPTIONS[:-1], *only])
+            except CommandFailed as error:
+                if not rsync.FULL.search(error.what):
+                    raise
+                what = f"the disk of this machine ran full while it relayed {name}, which it holds meanwhile"
+                fix = "Make room there, or set JACCL_CACHE to a folder of another volume; then sync again."
+                raise NodeError(what, where=str(root), fix=fix) from error
             one = held / path.name
 
             def tell(progress: rsync.Progress, before: int = before) -> None:

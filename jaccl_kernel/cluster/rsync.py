@@ -103,6 +103,10 @@ def below_home(folder: str) -> str:
     return re.sub(r"^~/*", "", folder) or "."
 
 
+FULL = re.compile(r"No space left on device|Disk quota exceeded")
+"""How rsync says that the disk it writes to is full."""
+
+
 @dataclass(frozen=True)
 class _Case:
     pattern: str
@@ -118,7 +122,7 @@ _CASES = (
         "Install it: it is part of macOS; on Linux it is the package rsync.",
     ),
     _Case(
-        r"No space left on device|Disk quota exceeded",
+        FULL.pattern,
         "the disk is full",
         "Make room there. What has arrived is kept if --partial is among the options.",
     ),

@@ -50,7 +50,7 @@ done
 _COMMIT = r"""
 folder=$1 partial=$2 old=$3 aside=$4
 if [ -e "$folder" ]; then
-    while read -r name; do
+    while IFS= read -r name; do
         mkdir -p -- "$(dirname -- "$aside/$name")" || exit
         rm -f -- "$aside/$name"
         ln -L -- "$folder/$name" "$aside/$name" 2>/dev/null || cp -p -- "$folder/$name" "$aside/$name" || exit

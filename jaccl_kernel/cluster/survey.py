@@ -6,6 +6,7 @@ change and time of inode change: a second look at 100 GB reads no data, a file t
 read again, and a folder may be renamed. `fresh` reads everything anew.
 """
 
+import asyncio
 import base64
 import binascii
 import re
@@ -18,13 +19,16 @@ from jaccl_kernel.cluster import parse, rsync
 from jaccl_kernel.cluster.commands import SEARCH_PATH
 from jaccl_kernel.cluster.shell import Node
 from jaccl_kernel.cluster.tree import FileEntry, Tree
-from jaccl_kernel.errors import NodeError
+from jaccl_kernel.errors import CommandTimeout, NodeError
 
 HASH_DEADLINE_S = 3 * 3600.0
 """For hashing everything: a terabyte at 100 MB/s, a slow disk's pace."""
 
 LOOK_DEADLINE_S = 60.0
-"""For names, sizes and times alone."""
+"""For names, sizes and times alone; a disk that does not tell them by then does not answer."""
+
+FILE_DEADLINE_S = 1800.0
+"""Without a word while files are hashed: four of 20 GB side by side, at half a slow disk's pace."""
 
 AT_ONCE = 4  # files hashed side by side: one stream is slower than the disk of any Mac
 _MAX_OUTPUT = 256 << 20  # bytes; the heads of 200 shards are a few MB
@@ -43,9 +47,9 @@ LC_ALL=C; export LC_ALL
 PATH="$PATH:$5"; export PATH
 folder=$1 hashes=$2 jobs=$3 heads=$4
 if stat -c %s / >/dev/null 2>&1; then
-    STAT='stat -L -c %d:%i:%s:%.9Y:%.9Z'
-else
-    STAT='stat -L -f %d:%i:%z:%Fm:%Fc'
+    STAT='stat -L -c %d:%i:%s:%.9Y:%.9Z' NAME=%n
+else  # BSD's, where %n is a line break
+    STAT='stat -L -f %d:%i:%z:%Fm:%Fc' NAME=%N
 fi
 for SUM in sha256sum 'shasum -a 256' 'openssl dgst -sha256 -r' ''; do
     command -v "${SUM%% *}" >/dev/null 2>&1 && break
@@ -59,7 +63,7 @@ esac
 CACHE=$CACHE/sha256; export CACHE STAT SUM
 FRESH=$hashes; export FRESH
 list() {
-    (cd -- "$1" && find -L . -name '.?*' -prune -o -type f -print0 | xargs -0 $STAT/%n) 2>/dev/null
+    (cd -- "$1" && find -L . -name '.?*' -prune -o -type f -print0 | xargs -0 $STAT/$NAME) 2>/dev/null
 }
 printf 'home/%s\n' "$HOME"
 case $folder in /*) ;; *) folder=$PWD/$folder ;; esac
@@ -199,13 +203,29 @@ async def survey(
     """
     path = rsync.below_home(folder)
     hashed = _HashMeter(on_hash)
-    done = await node.script(
-        _SCRIPT,
-        *(path, hashes, str(AT_ONCE), "yes" if heads else "no", ":".join(SEARCH_PATH)),
-        deadline=LOOK_DEADLINE_S if hashes == "none" else HASH_DEADLINE_S,
-        max_output=_MAX_OUTPUT,
-        on_line=hashed.line,
-    )
+    now = asyncio.get_running_loop().time
+    silence = LOOK_DEADLINE_S
+
+    def on_line(line: str) -> None:
+        nonlocal silence
+        if line.startswith("todo/"):  # the listing is there: from now on, a line is a file hashed
+            silence = FILE_DEADLINE_S
+        patience.reschedule(now() + silence)
+        hashed.line(line)
+
+    try:
+        async with asyncio.timeout(silence) as patience:
+            done = await node.script(
+                _SCRIPT,
+                *(path, hashes, str(AT_ONCE), "yes" if heads else "no", ":".join(SEARCH_PATH)),
+                deadline=LOOK_DEADLINE_S if hashes == "none" else HASH_DEADLINE_S,
+                max_output=_MAX_OUTPUT,
+                on_line=on_line,
+            )
+    except TimeoutError as error:
+        what = f"the look at {folder} told nothing for {silence:g} s, and was ended"
+        fix = "Is that disk there, and does it answer? A network volume may not: choose another folder."
+        raise CommandTimeout(what, where=node.where, fix=fix) from error
     return parse_survey(done.stdout, node.where)
 
 

@@ -91,8 +91,7 @@ class Wiring:
     @cached_property
     def labels(self) -> tuple[str, ...]:
         """A name for each node that no other has, even when two Macs are called the same."""
-        names = [node.name for node in self.nodes]
-        return tuple(name if names.count(name) == 1 else f"{name} (#{i + 1})" for i, name in enumerate(names))
+        return distinct([node.name for node in self.nodes])
 
     @cached_property
     def untested(self) -> tuple[int, ...]:
@@ -257,10 +256,15 @@ def wire(nodes: Sequence[NodeFacts]) -> Wiring:
         speeds = [(nodes[e.node].ports or ())[e.port].current_gbps for e in (a, b)]
         gbps = min((speed for speed in speeds if speed is not None), default=None)
         cables.append(Cable(a, b, "both" if leads.get(other) == end else "half", gbps))
+    # what one port claims of another that has a cable by then may be told of too: the cable counts
+    strangers = sorted((one for one in strangers if one.end not in taken), key=lambda one: one.end)
     duplicates = tuple(tuple(ends) for ends in owners.values() if len(ends) > 1)
-    return Wiring(
-        tuple(nodes), tuple(sorted(cables)), tuple(sorted(strangers, key=lambda s: s.end)), duplicates
-    )
+    return Wiring(tuple(nodes), tuple(sorted(cables)), tuple(strangers), duplicates)
+
+
+def distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """A name for each that no other has, even when two Macs are called the same: `studio (#2)`."""
+    return tuple(name if names.count(name) == 1 else f"{name} (#{i + 1})" for i, name in enumerate(names))
 
 
 def hamiltonian_cycle(size: int, joined: set[Pair]) -> tuple[int, ...] | None:

@@ -199,6 +199,7 @@ def _write(options: argparse.Namespace) -> int:
     )
     is_new = not report.path.exists()
     if not options.json:
+        _say(report.unreadable)
         if report.explained:
             _say(f"The hostfile that is there, held against the Macs:\n{render(report.explained)}".rstrip())
         _say("\n".join(report.proposal.notes))

@@ -64,7 +64,7 @@ def _sync(options: argparse.Namespace) -> int:
 def render(report: "SyncReport") -> str:
     """The report as text for a terminal: a table, then what to do about what failed."""
     from jaccl_kernel.report import table
-    from jaccl_kernel.steps.sync_report import COLUMNS, rows
+    from jaccl_kernel.steps.sync_report import COLUMNS, kept_words, rows
 
     record = report.record
     size = f"{record['bytes'] / 1e9:.2f} GB in {record['files']} files"
@@ -75,17 +75,13 @@ def render(report: "SyncReport") -> str:
     for node in report.nodes:
         lines += [f"{node.node}: {note}" for note in node.notes]
         if node.kept:
-            lines.append(f"{node.node}: {_kept(node.kept)}")
+            lines.append(f"{node.node}: {kept_words(node.kept)}")
         if node.fix:
             lines.append(f"{node.node}: Fix: {node.fix}")
     if report.ok:
         lines.append(f"Whole and identical on every node: {record['path']}")
     lines.append(f"Record: {report.path}")
     return "\n".join(lines)
-
-
-def _kept(kept: dict[str, Any]) -> str:
-    return f"{kept['bytes'] / 1e9:.2f} GB are kept in {kept['folder']}: the next sync goes on from there"
 
 
 def _why(node: dict[str, Any]) -> str:
@@ -103,6 +99,8 @@ class _CopyTeller:
 
     def event(self, event: "Event") -> None:
         """Whatever the step tells."""
+        from jaccl_kernel.steps.sync_report import kept_words
+
         data = event.data
         if event.kind == "found":
             for node in data["nodes"]:
@@ -113,7 +111,7 @@ class _CopyTeller:
         elif event.kind in ("copy", "hash"):
             self._progress(event.kind, data)
         elif event.kind == "kept":
-            self._note(f"[{data['node']}] {_kept(data)}")
+            self._note(f"[{data['node']}] {kept_words(data)}")
         elif event.kind == "node":
             if data["state"] in ("copied", "failed"):
                 self._note(f"[{data['node']}] {data['state']}{_why(data)}")

@@ -27,7 +27,7 @@ KNOWN = (
     Known(
         r"No module named '?jaccl_kernel",
         "this package is not installed in the Python that ran there",
-        "Install it in that environment (notebook 04, or `pip install`), or name another with --python.",
+        "Install it in that environment (notebook 02, or `pip install`), or name another with --python.",
     ),
     Known(
         r"ModuleNotFoundError: No module named '?([\w.]+)",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jaccl_kernel.cluster.hostfile import Host, Hostfile
 from jaccl_kernel.cluster.shell import Node, node_for
+from jaccl_kernel.cluster.wiring import distinct
 from jaccl_kernel.errors import InputError
 from jaccl_kernel.rehearsal import homes
 
@@ -40,7 +41,9 @@ class Cluster:
                 rehearsal=True,
                 rank_env=tuple(mac.environment() for mac in macs),
             )
-        return cls(hostfile, tuple(node_for(host.ssh, host.name) for host in hostfile.hosts))
+        names = distinct([host.name for host in hostfile.hosts])  # by which reports tell the nodes apart
+        nodes = (node_for(host.ssh, name) for host, name in zip(hostfile.hosts, names, strict=True))
+        return cls(hostfile, tuple(nodes))
 
     @classmethod
     def read(cls, path: Path) -> "Cluster":

@@ -23,6 +23,7 @@ from jaccl_kernel.jobs.run import OnEvent, ignore
 from jaccl_kernel.rehearsal.plan import KEY, NOTE, is_rehearsal, runnable
 from jaccl_kernel.saved import stamp
 from jaccl_kernel.steps.cluster import Cluster
+from jaccl_kernel.steps.environment_plan import default_python, from_home
 from jaccl_kernel.steps.propose import Proposal, explain, propose
 from jaccl_kernel.steps.scan import meant, scan, tell
 
@@ -84,6 +85,12 @@ class ConfigureReport:
         """Whether nothing that was seen would keep a job from running on it."""
         return self.ok and not has_errors(self.proposal.findings)
 
+    @property
+    def unreadable(self) -> str:
+        """What to say of a hostfile that is there and cannot be read; "" for none."""
+        before = "The hostfile that is there cannot be read, and is kept when it is replaced: "
+        return f"{before}{self.old_error}" if self.old_error else ""
+
     def to_json(self) -> dict[str, Any]:
         """The report for programs."""
         proposal = self.proposal
@@ -99,6 +106,7 @@ class ConfigureReport:
             "changes": list(self.difference.words),
             "problems": [problem.to_json() for problem in proposal.problems],
             "findings": [problem.to_json() for problem in proposal.findings],
+            "old_error": self.old_error,
             "old": [problem.to_json() for problem in self.explained],
             "notes": [*([NOTE] if self.rehearsal else []), *proposal.notes],
             "moves": list(proposal.moves),
@@ -116,7 +124,7 @@ async def configure(
     name: str = "cluster",
     path: Path | None = None,
     backend: str | None = None,
-    python: str = "python3",
+    python: str | None = None,
     facts: Sequence[NodeFacts] | None = None,
     write_it: bool = False,
     on_event: OnEvent = ignore,
@@ -128,7 +136,7 @@ async def configure(
         name: the file is `hostfiles/NAME.local.json`, unless `path` says another.
         path: where it belongs; by default the cluster's own hostfile, if it was read from one.
         backend: see `propose`.
-        python: the interpreter whose versions the scan asks for.
+        python: the interpreter whose versions the scan asks for; None for the environment's.
         facts: a scan that was just made, to be taken instead of another.
         write_it: write the hostfile at once, without a look at what changes.
         on_event: hears stages.
@@ -140,7 +148,7 @@ async def configure(
     target = path or cluster.hostfile.path or hostfile_path(name)
     given = cluster.hostfile if cluster.hostfile.path else None
     old, old_error = _read_old(target)
-    seen = await scan(cluster, python, on_event, facts)
+    seen = await scan(cluster, python or from_home(default_python(cluster)), on_event, facts)
     tell(on_event, "configure", "comparing cables, devices and addresses")
     base = cluster.hostfile
     if base.path is None and old is not None:

@@ -5,13 +5,12 @@ there is only ever a whole model.
 """
 
 import asyncio
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from jaccl_kernel.cluster import stage
+from jaccl_kernel.cluster import rsync, stage
 from jaccl_kernel.cluster.push import push
 from jaccl_kernel.cluster.routes import Route, thunderbolt_routes
 from jaccl_kernel.cluster.rsync import Progress
@@ -30,8 +29,6 @@ _WINDOW_S = 5.0  # over which the rate is taken
 _EVERY_S = 0.25  # at most so often is progress told
 _TRIES = 2  # a file that arrives damaged is sent once more
 _GB = 1e9
-_FULL = re.compile(r"No space left on device|Disk quota exceeded|disk is full")
-
 Way = tuple[Copy, Route]
 
 
@@ -208,7 +205,7 @@ class Delivery:
 
     async def _explain(self, error: CommandFailed, copy: Copy) -> None:
         """Raise what is behind a failed rsync, where that can be found out."""
-        if _FULL.search(error.what):
+        if rsync.FULL.search(error.what):
             there = await self._look()
             needed = stage.plan(self._wanted, there).needed
             free = "an unknown amount" if there.free is None else f"{there.free / _GB:.2f} GB"
@@ -226,10 +223,10 @@ class Delivery:
             raise ModelError(what, where=f"{copy.node.name}:{copy.survey.path}", fix=fix)
 
     async def _damaged(self) -> tuple[str, ...]:
-        """The files that did not arrive as they should, by hash."""
+        """The files that did not arrive as they should, by hash, and those that should not have arrived."""
         arrived = await survey(self._target, self._partial, on_hash=self._hash_progress("verify"))
         difference = self._wanted.difference(arrived.tree)
-        return (*difference.missing, *difference.changed)
+        return (*difference.missing, *difference.changed, *difference.extra)
 
     def _hash_progress(self, stage_name: str) -> OnHash:
         def tell(done: int, total: int) -> None:

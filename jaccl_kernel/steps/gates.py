@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from jaccl_kernel.cluster import compare
 from jaccl_kernel.cluster.check import check
-from jaccl_kernel.cluster.facts import NodeFacts
+from jaccl_kernel.cluster.facts import NodeFacts, version_tuple
 from jaccl_kernel.cluster.flaws import flaws
 from jaccl_kernel.cluster.hostfile import Hostfile
 from jaccl_kernel.cluster.problem import Problem
@@ -29,7 +29,7 @@ TITLES = {
     "gid": "an IPv4 GID at index 1 of every port in use",
     "wiring": "the rdma matrix is what is plugged in",
     "coordinator": "rank 0's address is its own, and the others reach it",
-    "stale": "no other job is on the Macs",
+    "stale": "no rank, mlx.launch or mlx_lm runs on the Macs already",
     "group": "the ranks join one group of the right size",
     "sums": "all_sum and all_gather of rank-dependent values are right",
     "latency": "a first latency figure",
@@ -133,10 +133,10 @@ def environment(wiring: Wiring, imports: Sequence[Problem], *, backend: str) -> 
     for label, node in told:
         for what in ("version", *PACKAGES):
             mine, here = getattr(first[1], what), getattr(node.python, what, None)
-            if node.python is not None and mine and here and mine != here:
+            if node.python is not None and mine and here and _kind(what, mine) != _kind(what, here):
                 name = "Python" if what == "version" else what.replace("_", "-")
                 text = f"It has {name} {here}, and {first[0]} has {mine}."
-                fix = "Install the same environment on every Mac (notebook 04, or pip there)."
+                fix = "Make the same environment on every Mac (notebook 02, or pip there)."
                 problems.append(Problem("version-skew", "error", label, text, fix))
     python = first[1]
     builds = Counter(node.build for _, node in told if node.build)
@@ -166,7 +166,15 @@ def ports(used: Sequence[compare.Use], wiring: Wiring) -> Gate:
     """Whether every device that the job would use is up."""
     if not used:
         return not_tested("ports", "No cable and no matrix say which ports would be used.")
-    return judge("ports", compare.port_problems(used, wiring), f"{_ports(used)} say PORT_ACTIVE.")
+    slow = [
+        Problem(
+            "slow-link", "warning", "cabling", flaw.text, "Use a Thunderbolt 5 cable, in ports of that kind."
+        )
+        for flaw in flaws(wiring)
+        if flaw.code == "slow"
+    ]
+    problems = [*compare.port_problems(used, wiring), *slow]
+    return judge("ports", problems, f"{_ports(used)} say PORT_ACTIVE.")
 
 
 def gid(used: Sequence[compare.Use], wiring: Wiring) -> Gate:
@@ -187,9 +195,14 @@ def wiring_gate(hostfile: Hostfile, wiring: Wiring, *, backend: str) -> Gate:
     """
     ring = backend == "jaccl-ring"
     if not any(hostfile.rdma):
-        wrong = [
-            _flaw(flaw.text) for flaw in flaws(wiring) if flaw.code in ("missing", "half", "doubled", "loop")
-        ]
+        codes = (
+            "missing",
+            "half",
+            "doubled",
+            "loop",
+            *(("mesh-limit",) if wiring.topology == "none" else ()),
+        )
+        wrong = [_flaw(flaw.text) for flaw in flaws(wiring) if flaw.code in codes]
         if wrong and wiring.topology not in ("mesh", "ring"):
             return judge("wiring", wrong, "")
         why = f"The cabling is a {wiring.topology}, but the hostfile has no rdma matrix to hold against it."
@@ -225,17 +238,23 @@ def simulated(gate: Gate) -> Gate:
     return replace(gate, proof=f"REHEARSAL, simulated: {gate.proof}")
 
 
+def _kind(what: str, version: str) -> object:
+    """What has to be the same: of Python the first two numbers, as in the environment's own check."""
+    numbers = version_tuple(version) if what == "version" else None
+    return numbers[:2] if numbers else version
+
+
 def _python_problems(label: str, node: NodeFacts, backend: str) -> list[Problem]:
     python = node.python
     if python is None:
         outcome = node.outcomes.get("python")
         if node.error is None and outcome is not None and outcome.status in ("missing", "failed"):
             text = f"The interpreter did not answer: {outcome.detail or outcome.status}."
-            fix = "Name another with --python, or make the environment (notebook 04)."
+            fix = "Name another with --python, or make the environment (notebook 02)."
             return [Problem("no-python", "error", label, text, fix)]
         text = "It did not tell its Python and packages."
         return [Problem(compare.UNTESTED, "warning", label, text, "Make that Mac answer, then scan again.")]
-    fix = "Install it there (notebook 04, or pip), or name another interpreter with --python."
+    fix = "Install it in its environment (notebook 02, or pip), or name another interpreter with --python."
     problems = [
         Problem(
             "no-package",
@@ -257,7 +276,7 @@ def _python_problems(label: str, node: NodeFacts, backend: str) -> list[Problem]
 
 def _flaw(text: str) -> Problem:
     return Problem(
-        "cabling", "error", "cabling", text, "Follow the cable moves (notebook 02), then scan again."
+        "cabling", "error", "cabling", text, "Follow the cable moves (notebook 03), then scan again."
     )
 
 

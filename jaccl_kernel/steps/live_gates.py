@@ -5,7 +5,7 @@ Nothing is changed and nobody else's process is ended; what is started here is g
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,11 +32,25 @@ _IMPORT = "import jaccl_kernel.ranks.smoke"
 _JOBS = (
     (r"\bjaccl_kernel\.ranks\b", "a rank of a job"),
     (r"\bjaccl_kernel\.jobs\.launcher\b", "a job's launcher"),
-    (r"\bmlx\.launch\b|mlx/_distributed_utils", "mlx.launch"),
+    (r"\bmlx\.launch\b|\bmlx[./]_distributed_utils\b", "mlx.launch"),
+    (r"[Pp]ython[\d.]*\s(.*\s)?(-m\s*|\S*/)mlx_lm([./]|\s|$)", "a program of mlx_lm"),
 )
+_LAUNCHED = "a rank by its environment (MLX_RANK)"
 # What only carries or reads such a command line: shells and ssh around a rank, and people who look for it.
 _CARRIERS = ("sh", "bash", "zsh", "dash", "fish", "ssh", "sshd", "env", "sudo", "tee", "script", "timeout")
 _READERS = ("grep", "egrep", "rg", "less", "more", "tail", "vi", "vim", "nano", "ps", "watch", "pgrep")
+# All processes; then, as `launched PID`, those that were started as a rank, whatever they run. Only this
+# user's own tell their environment.
+_PS = r"""
+ps -axww -o pid= -o etime= -o command= || exit
+if [ -r /proc/self/environ ]; then
+    grep -lszE '^(MLX|JACCL)_RANK=' /proc/[0-9]*/environ | sed 's,^/proc/\([0-9]*\)/.*,launched \1,'
+else
+    export LC_ALL=C  # its sed refuses bytes that are no text elsewhere
+    ps -axwwE -o pid= -o command= | sed -n -E 's/^ *([0-9]+) .* (MLX|JACCL)_RANK=.*/launched \1/p'
+fi 2>/dev/null
+exit 0
+"""
 # Simulated Macs share this machine's processes: one belongs to the Mac whose home is its HOME.
 _OWN = r"""
 for pid; do
@@ -68,7 +82,7 @@ async def import_problems(nodes: Sequence[Node], wiring: Wiring, python: str) ->
             await nodes[number].run([python, "-c", _IMPORT], deadline=IMPORT_DEADLINE_S)
         except CommandFailed as error:
             text = f"jaccl_kernel does not import there: {error.output or error.what}."
-            fix = "Make the same environment on that Mac (notebook 04), or name another with --python."
+            fix = "Make the same environment on that Mac (notebook 02), or name another with --python."
             return Problem("no-import", "error", wiring.labels[number], text, fix)
         except NodeError as error:
             return Problem(UNTESTED, "warning", wiring.labels[number], error.what, error.fix)
@@ -144,7 +158,11 @@ async def stale(cluster: Cluster, wiring: Wiring) -> Gate:
         for number, label in enumerate(wiring.labels)
         if number not in answering
     ]
-    return judge("stale", problems, "No rank, launcher or mlx.launch runs on any of the Macs.")
+    looked = (
+        "jaccl_kernel's ranks and launchers, mlx.launch, mlx_lm, and what has MLX_RANK in its environment"
+    )
+    who = "the last among this user's processes only"
+    return judge("stale", problems, f"On no Mac runs any of: {looked} ({who}).")
 
 
 async def processes(node: Node, *, only_own: bool = False) -> list[Process]:
@@ -157,8 +175,9 @@ async def processes(node: Node, *, only_own: bool = False) -> list[Process]:
     Raises:
         NodeError: the node did not tell.
     """
-    listed = await node.run(["ps", "-axww", "-o", "pid=,etime=,command="], deadline=PS_DEADLINE_S)
-    found = [process for line in listed.stdout.splitlines() if (process := _process(line))]
+    listed = (await node.script(_PS, deadline=PS_DEADLINE_S)).stdout.splitlines()
+    launched = {line.removeprefix("launched ") for line in listed if line.startswith("launched ")}
+    found = [process for line in listed if (process := _process(line, launched))]
     if found and only_own:
         pids = [str(process.pid) for process in found]
         own = (await node.script(_OWN, *pids, deadline=PS_DEADLINE_S, check=False)).stdout.split()
@@ -239,9 +258,10 @@ def _meetings(hostfile: Hostfile, *, everyone: bool) -> list[Meeting]:
     return [Meeting(rank, host.ips[0], ((rank - 1) % size,)) for rank, host in enumerate(hostfile.hosts)]
 
 
-def _process(line: str) -> Process | None:
+def _process(line: str, launched: Collection[str] = ()) -> Process | None:
     pid, age, command = ([*line.split(None, 2), "", "", ""])[:3]
-    what = next((what for pattern, what in _JOBS if re.search(pattern, command)), None)
+    otherwise = _LAUNCHED if pid in launched else None
+    what = next((what for pattern, what in _JOBS if re.search(pattern, command)), otherwise)
     program = command.split(" ", 1)[0].rpartition("/")[2].lstrip("-").rstrip(":")
     if what is None or not pid.isdigit() or program in (*_CARRIERS, *_READERS):
         return None

@@ -5,8 +5,8 @@ without a password: if one Mac would ask for it, none is changed, and the comman
 run one by one; the first that fails ends it, and the report says what was done. Nothing asks for a password.
 """
 
-import contextlib
-from dataclasses import dataclass, replace
+import asyncio
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,14 @@ UNDO_SCRIPT = "~/.jaccl/undo-network.sh"
 COMMAND_DEADLINE_S = 30.0
 UNDO_DEADLINE_S = 120.0
 
-# An undo script of an earlier set-up that was not taken back is kept beside the new one, under the date $2.
+# A set-up that was not taken back yet is taken back by the same script, after the new one: last change first.
 _STORE = r"""
 set -eu
 umask 077
 mkdir -p "$HOME/.jaccl"
 cd "$HOME/.jaccl"
 printf %s "$1" >undo-network.sh.new
-[ -z "$2" ] || [ ! -e undo-network.sh ] || mv undo-network.sh "undo-network.before-$2.sh"
+[ ! -e undo-network.sh ] || cat undo-network.sh >>undo-network.sh.new
 mv undo-network.sh.new undo-network.sh
 """
 _UNDO = r"""
@@ -40,7 +40,8 @@ cd "$HOME/.jaccl" 2>/dev/null || exit 3
 SUDO='sudo -n' sh ./undo-network.sh || exit 4
 mv undo-network.sh "undo-network.done-$1.sh"
 """
-_NOTHING, _HALF = 3, 4
+_NOTHING = 3
+_TAKE_BACK = f"Take back what was done with `undo`, or on each Mac: sh {UNDO_SCRIPT}"
 
 
 @dataclass(frozen=True)
@@ -108,40 +109,36 @@ async def apply(cluster: Cluster, plan: NetworkPlan, *, yes: bool, on_event: OnE
         JacclError: the undo scripts cannot be stored; nothing was changed.
     """
     _demand(cluster, plan, yes=yes)
-    date = stamp()
+    files = _save(plan)  # first: whoever has to paste the commands has what takes them back too
     if obstacle := await _obstacle(cluster, plan, on_event):
-        return ApplyReport(plan, error=str(obstacle.what), fix=obstacle.fix)
-    files = []
+        return ApplyReport(plan, error=str(obstacle.what), fix=obstacle.fix, undo_files=files)
     for node in plan.nodes:
         tell(on_event, "undo", f"{plan.labels[node]}: storing its undo script")
-        script = plan.undo_script(node)
-        files.append(
-            save_text(plan.labels[node], ".sh", script, folder=results_dir() / f"network-undo-{date}")
-        )
         try:
-            await cluster.nodes[node].script(_STORE, script, date, deadline=COMMAND_DEADLINE_S)
+            await cluster.nodes[node].script(_STORE, plan.undo_script(node), deadline=COMMAND_DEADLINE_S)
         except NodeError as error:
             what = f"Nothing was changed: {plan.labels[node]} takes no undo script: {error.what}"
-            return ApplyReport(plan, error=what, fix=error.fix, undo_files=tuple(files))
+            return ApplyReport(plan, error=what, fix=error.fix, undo_files=files)
     done: list[Step] = []
     for number, step in enumerate(plan.steps):
         tell(on_event, "network", f"{plan.labels[step.node]}: {step.line}", number / len(plan.steps))
         try:
             await cluster.nodes[step.node].run(["sudo", "-n", *step.command], deadline=COMMAND_DEADLINE_S)
         except NodeError as error:
-            if isinstance(error, CommandFailed):  # else nobody knows whether the change was made
-                await _shorten_undo(cluster, plan, replace(plan, steps=tuple(done)))
-            return _stopped(plan, done, step, error, files)
+            return _failed(plan, done, step, error, files)
+        except asyncio.CancelledError:
+            tell(on_event, "stopped", _stopped(plan, done, step))
+            raise
         done.append(step)
-    return ApplyReport(plan, tuple(done), undo_files=tuple(files))
+    return ApplyReport(plan, tuple(done), undo_files=files)
 
 
-async def _shorten_undo(cluster: Cluster, plan: NetworkPlan, done: NetworkPlan) -> None:
-    """Leave only what was done in the Macs' undo scripts: taking back what never was would fail there."""
-    for node in plan.nodes:
-        with contextlib.suppress(NodeError):
-            script = done.undo_script(node)
-            await cluster.nodes[node].script(_STORE, script, "", deadline=COMMAND_DEADLINE_S)
+def _save(plan: NetworkPlan) -> tuple[Path, ...]:
+    """Write the undo scripts on this machine, one a Mac."""
+    folder = results_dir() / f"network-undo-{stamp()}"
+    return tuple(
+        save_text(plan.labels[node], ".sh", plan.undo_script(node), folder=folder) for node in plan.nodes
+    )
 
 
 async def undo(cluster: Cluster, *, yes: bool, on_event: OnEvent = ignore) -> UndoReport:
@@ -205,17 +202,26 @@ async def _obstacle(cluster: Cluster, plan: NetworkPlan, on_event: OnEvent) -> N
             await cluster.nodes[node].run(["sudo", "-n", "true"], deadline=COMMAND_DEADLINE_S)
         except CommandFailed as error:
             what = f"Nothing was changed: sudo on {label} does not go without a password ({error.output})."
-            return NodeError(what, where=label, fix=f"Paste this into a terminal on each Mac:\n{plan.text()}")
+            fix = f"Paste the commands into a terminal on each Mac:\n{plan.text()}"
+            return NodeError(what, where=label, fix=fix)
         except NodeError as error:
             return NodeError(f"Nothing was changed: {error.what}", where=label, fix=error.fix)
     return None
 
 
-def _stopped(
-    plan: NetworkPlan, done: list[Step], step: Step, error: NodeError, files: list[Path]
+def _failed(
+    plan: NetworkPlan, done: list[Step], step: Step, error: NodeError, files: tuple[Path, ...]
 ) -> ApplyReport:
     label = plan.labels[step.node]
-    before = "; ".join(f"{plan.labels[one.node]}: {one.line}" for one in done) or "nothing"
-    what = f"{label}: `{step.line}` failed: {error.what} Done before it: {before}."
-    fix = f"Take back what was done with `undo`, or on each Mac: sh {UNDO_SCRIPT}."
-    return ApplyReport(plan, tuple(done), step, what, fix, tuple(files))
+    what = f"{label}: `{step.line}` failed: {error.what} Done before it: {_told(plan, done)}."
+    return ApplyReport(plan, tuple(done), step, what, f"{_TAKE_BACK}.", files)
+
+
+def _stopped(plan: NetworkPlan, done: list[Step], step: Step) -> str:
+    """What a person who stops it has to know."""
+    unsure = f"whether {plan.labels[step.node]} still did `{step.line}` is not known"
+    return f"Done before the stop: {_told(plan, done)}; {unsure}. {_TAKE_BACK}."
+
+
+def _told(plan: NetworkPlan, done: list[Step]) -> str:
+    return "; ".join(f"{plan.labels[one.node]}: {one.line}" for one in done) or "nothing"

@@ -201,7 +201,9 @@ class _Sync:
         facts: Sequence[NodeFacts],
     ) -> list[NodeSync]:
         wiring = wire(facts)
-        busy = [f"sync-{one.node.name}" for one in found if one.copy and one.state != "identical"]
+        lacking = [one for one in found if one.copy and one.state != "identical"]
+        _refuse_twins(lacking)
+        busy = [f"sync-{one.node.name}" for one in lacking]
         with lock.hold(busy, f"a sync of {wanted.name}"):
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._copy_to(one, sources, wiring)) for one in found]
@@ -313,6 +315,22 @@ def _is_same(one: Copy, other: Copy) -> bool:
     """Whether both are one folder of one machine."""
     here = isinstance(one.node, LocalNode) and isinstance(other.node, LocalNode)
     return one.survey.path == other.survey.path and (here or one.node is other.node)
+
+
+def _refuse_twins(lacking: "Sequence[_Found]") -> None:
+    """Two copies into one hidden folder would spoil each other.
+
+    Raises:
+        InputError: two of the nodes are one machine, and would have the model in the same folder.
+    """
+    first: dict[tuple[str, str], str] = {}
+    for one in lacking:
+        assert one.copy
+        place = (getattr(one.node, "host", ""), one.copy.survey.path)
+        other = first.setdefault(place, one.node.name)
+        if other != one.node.name:
+            what = f"{other} and {one.node.name} are one folder of one Mac: {place[1]}"
+            raise InputError(what, fix="Name each Mac once in the hostfile; a model is copied to a Mac once.")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What a sync returns: how it stands on each node, as data and as rows of a table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -72,6 +72,11 @@ class SyncReport:
     def ok(self) -> bool:
         """Whether every node has the model, whole and identical."""
         return all(node.ok for node in self.nodes)
+
+
+def kept_words(kept: Mapping[str, Any]) -> str:
+    """What a copy that failed or was stopped leaves, as a sentence."""
+    return f"{kept['bytes'] / 1e9:.2f} GB are kept in {kept['folder']}: the next sync goes on from there."
 
 
 def rows(nodes: Sequence[NodeSync]) -> list[list[str]]:

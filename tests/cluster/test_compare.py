@@ -166,6 +166,28 @@ def test_an_unusable_gid_is_told_with_its_first_cause(fault: str, code: str, wor
     assert problem.fix
 
 
+def test_an_ipv4_gid_without_the_link_local_one_before_it_is_told_as_that() -> None:
+    nodes = list(HEALTHY.nodes)
+    devices = tuple(
+        replace(one, gids=((0, "::ffff:169.254.1.1"),)) if one.name == "rdma_en3" else one
+        for one in nodes[0].devices or ()
+    )
+    nodes[0] = replace(nodes[0], devices=devices)
+    (problem,) = gids(SOUND, wire(nodes))
+    assert "at index 0" in problem.message
+    assert "link-local IPv6 address, which belongs before it, is missing" in problem.message
+    assert "not off" in problem.fix
+
+
+def test_a_coordinator_on_a_thunderbolt_port_is_warned_of_by_the_ports_number() -> None:
+    address = next(one for one in HEALTHY.nodes[0].interfaces or () if one.name == "en3").ipv4[0].ip
+    problem = compare.coordinator_problem(address, HEALTHY.nodes, HEALTHY.labels)
+    assert problem is not None
+    assert (problem.code, problem.severity) == ("coordinator-thunderbolt", "warning")
+    assert f"{address} is on Thunderbolt port 1 (en3) of macstudio1" in problem.message
+    assert problem.fix == "Write 10.0.0.11 (en0, Ethernet)."
+
+
 def test_a_mac_without_devices_leaves_its_gids_untested() -> None:
     found = gids(SOUND, cabled("rdma-off:2"))
     assert {p.code for p in found} == {compare.UNTESTED}

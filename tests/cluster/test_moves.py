@@ -6,9 +6,10 @@ from functools import cache
 from itertools import combinations, combinations_with_replacement
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from jaccl_kernel.cluster.facts import NodeFacts, Plugged
 from jaccl_kernel.cluster.moves import Move, Plan, plan
 from jaccl_kernel.cluster.wiring import End, Wiring, wire
 from jaccl_kernel.rehearsal.faults import with_faults
@@ -226,6 +227,59 @@ def test_the_moves_mend_what_can_be_seen_of_any_trouble(data: st.DataObject, n: 
     if plan(before).target == "mesh":
         assert {pair for pair in told if after.state(pair) == "full"} == told
         assert not any(after.between(pair)[0].is_slow for pair in told)
+
+
+Claims = dict[tuple[int, int], tuple[int, int]]
+
+
+def claiming(n: int, ports: int, claims: Claims) -> list[NodeFacts]:
+    """Macs whose ports name these ports as their far ends, both as (node, index): true or stale."""
+    nodes = facts(with_ports(n, ports))
+    uuids = {(i, j): f"uuid-{i}-{j}" for i in range(n) for j in range(ports)}
+    for i, node in enumerate(nodes):
+        told = []
+        for j, port in enumerate(node.ports or ()):
+            far = claims.get((i, j))
+            plugged = (Plugged(domain_uuid=uuids[far]),) if far else ()
+            told.append(
+                replace(port, domain_uuid=uuids[i, j], plugged=plugged, connected=bool(far), current_gbps=80)
+            )
+        nodes[i] = replace(node, ports=tuple(told))
+    return nodes
+
+
+@settings(max_examples=60)
+@given(
+    st.dictionaries(
+        st.tuples(st.integers(0, 3), st.integers(0, 2)), st.tuples(st.integers(0, 3), st.integers(0, 2))
+    )
+)
+@example({(0, 0): (2, 0), (1, 0): (2, 0), (1, 1): (0, 0), (1, 2): (1, 0)})
+def test_stale_claims_never_give_a_port_two_holders_and_the_moves_still_make_a_mesh(claims: Claims) -> None:
+    wiring = wire(claiming(4, 3, claims))
+    held = [end for cable in wiring.cables for end in (cable.a, cable.b)]
+    held += [stranger.end for stranger in wiring.strangers]
+    assert len(held) == len(set(held))
+    found = plan(wiring)
+    assert found.target == "mesh"
+    assert joined(wiring, found.moves) == set(wiring.pairs)
+
+
+def joined(wiring: Wiring, moves: Sequence[Move]) -> set[tuple[int, int]]:
+    """The pairs that have a cable after these moves; a plug into a port that is taken fails."""
+    holder: dict[End, object] = {stranger.end: stranger for stranger in wiring.strangers}
+    holder |= {end: cable for cable in wiring.cables for end in (cable.a, cable.b)}
+    for move in moves:
+        new = object()
+        lifted = [(holder.pop(source) if source else new, target) for source, target in move.plugs]
+        for held, target in lifted:
+            if target is not None:
+                assert target not in holder, f"a port would hold two plugs after: {move.text}"
+                holder[target] = held
+    nodes: dict[int, list[int]] = {}
+    for end, held in sorted(holder.items()):
+        nodes.setdefault(id(held), []).append(end.node)
+    return {(a, b) for a, b in (ends for ends in nodes.values() if len(ends) == 2) if a != b}
 
 
 @settings(max_examples=50)

@@ -133,12 +133,67 @@ def test_the_text_holds_the_commands_of_each_mac() -> None:
     assert "macstudio1:" not in text
 
 
-def fake(folder: Path, status: int = 0) -> dict[str, str]:
-    """An environment whose `sudo` writes down what it was asked, and fails as told for `-alias`."""
-    sudo = folder / "sudo"
-    sudo.write_text(f'#!/bin/sh\necho "$*" >>{folder}/asked\ncase "$*" in *-alias*) exit {status};; esac\n')
-    sudo.chmod(0o755)
+def test_every_line_that_is_no_command_for_now_is_a_comment_of_its_own() -> None:
+    found = planned("bridged-port:2")
+    lines = [line.strip() for line in found.text().splitlines()]
+    assert [line for line in lines if line.startswith("sudo")] == [step.line for step in found.of(1)]
+    undo = [f"#   {step.undo_line}" for step in reversed(found.of(1))]
+    assert lines[lines.index("# To take it back on macstudio2, last change first:") + 1 :][:2] == undo
+
+
+def addressed(macs_: list[NodeFacts], mac: int, name: str, ip: str) -> None:
+    """Give an interface of one Mac an address of a /24, in place of what it has."""
+    node = macs_[mac]
+    interfaces = tuple(
+        replace(one, ipv4=(Address(ip, 24),)) if one.name == name else one for one in node.interfaces or ()
+    )
+    macs_[mac] = replace(node, interfaces=interfaces)
+
+
+def test_no_address_is_given_twice_though_both_far_ends_are_in_one_network() -> None:
+    nodes = macs("no-ipv4:3:1", "no-ipv4:3:2", n=3)
+    wiring = wire(nodes)
+    for cable in wiring.cables:  # the far ends of Mac 3's two ports
+        end, far = (cable.a, cable.b) if cable.b.node == 2 else (cable.b, cable.a)
+        if far.node == 2:
+            name = wiring.port(end).interface
+            assert name is not None
+            addressed(nodes, end.node, name, f"10.0.5.{end.node + 1}")
+    addresses = given(plan(wire(nodes)))
+    assert len(addresses) == 2
+    assert len({address.ip for address in addresses}) == 2
+    assert not any(address.ip in IPv4Network("10.0.5.0/24") for address in addresses)
+
+
+def test_an_address_in_the_far_ends_own_network_is_not_said_to_be_in_a_new_one() -> None:
+    nodes = macs("no-ipv4:2:1", n=2)
+    wiring = wire(nodes)
+    name = wiring.port(wiring.cables[0].a).interface
+    assert name is not None
+    addressed(nodes, 0, name, "10.0.5.1")
+    found = plan(wire(nodes))
+    assert [str(address) for address in given(found)] == ["10.0.5.2/24"]
+    assert not any("touch none" in note for note in found.notes)
+
+
+def fake(folder: Path, status: int = 0, *, changed: bool = True) -> dict[str, str]:
+    """An environment of macstudio2, changed or not; its `sudo` writes down what it was asked, and fails as
+    told for `-alias`."""
+    (address,) = (step.command[3] for step in planned("bridged-port:2").of(1) if step.kind == "address")
+    told = f"inet {address} netmask 0xffff0000" if changed else "member: en3 flags=3<LEARNING,DISCOVER>"
+    for name, script in {
+        "ifconfig": f"echo '{told}'",
+        "sudo": f'echo "$*" >>{folder}/asked\ncase "$*" in *-alias*) exit {status};; esac',
+    }.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
     return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+def run(script: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["sh"], input=script, env=env, text=True, capture_output=True, timeout=20, check=False
+    )
 
 
 @pytest.mark.parametrize(("status", "sudo"), [(0, None), (0, "sudo -n"), (1, None)])
@@ -146,12 +201,21 @@ def test_the_undo_script_runs_every_undo_last_change_first(
     tmp_path: Path, status: int, sudo: str | None
 ) -> None:
     found = planned("bridged-port:2")
-    env = fake(tmp_path, status) | ({"SUDO": sudo} if sudo else {})
-    done = subprocess.run(
-        ["sh"], input=found.undo_script(1), env=env, text=True, capture_output=True, timeout=20, check=False
-    )
+    done = run(found.undo_script(1), fake(tmp_path, status) | ({"SUDO": sudo} if sudo else {}))
     flags = "-n " if sudo else ""
     asked = (tmp_path / "asked").read_text().splitlines()
     assert asked == [f"{flags}{step.undo_line.removeprefix('sudo ')}" for step in reversed(found.of(1))]
     assert done.returncode == status
     assert ("failed: ifconfig en3" in done.stderr) == bool(status)
+
+
+def test_an_undo_script_passes_over_what_is_not_there_any_more(tmp_path: Path) -> None:
+    done = run(planned("bridged-port:2").undo_script(1), fake(tmp_path, 1, changed=False))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not (tmp_path / "asked").exists()
+
+
+def test_two_undo_scripts_in_one_fail_if_the_first_does(tmp_path: Path) -> None:
+    script = planned("bridged-port:2").undo_script(1)
+    done = run(script + planned().undo_script(1), fake(tmp_path, 1))
+    assert done.returncode == 1

@@ -28,6 +28,17 @@ def node(folder: Path, name: str = "mac", **scripts: str) -> LocalNode:
     return LocalNode(name, home=folder / name, path=f"{bin_folder}:/usr/bin:/bin")
 
 
+def without_perl(folder: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) -> LocalNode:
+    """A node that has what the script needs, and no perl."""
+    mac = node(folder, **scripts)
+    tools = folder / "tools"
+    tools.mkdir()
+    for tool in ("sh", "mktemp", "cat", "rm", "date", "sleep"):
+        (tools / tool).symlink_to(shutil.which(tool) or "/nowhere")
+    monkeypatch.setattr("jaccl_kernel.cluster.probe.SEARCH_PATH", (str(tools),))
+    return LocalNode("mac", home=mac.home, path=f"{mac.home}/bin:{tools}")
+
+
 async def test_what_the_commands_say_comes_home_to_the_letter(tmp_path: Path) -> None:
     mac = node(
         tmp_path,
@@ -55,15 +66,37 @@ async def test_a_command_that_hangs_costs_only_itself(tmp_path: Path) -> None:
     assert facts.rdma == "disabled"
 
 
+STUBBORN = "trap '' ALRM; echo half; while :; do sleep 600; done"
+
+
+async def test_a_command_that_ignores_its_alarm_costs_only_itself(tmp_path: Path) -> None:
+    mac = node(tmp_path, ibv_devinfo=STUBBORN, rdma_ctl="echo disabled")
+    asked = [
+        Command("ibv_devinfo", ("ibv_devinfo", "-v"), 1.0),
+        Command("rdma_ctl", ("rdma_ctl", "status"), 1.0),
+    ]
+    facts = await ask(mac, asked)
+    assert facts.error is None
+    assert facts.outcomes["ibv_devinfo"].status == "timeout"
+    assert facts.rdma == "disabled"
+
+
+async def test_without_perl_a_command_has_its_deadline_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mac = without_perl(tmp_path, monkeypatch, ibv_devinfo=STUBBORN, rdma_ctl="echo disabled")
+    asked = [
+        Command("ibv_devinfo", ("ibv_devinfo", "-v"), 1.0),
+        Command("rdma_ctl", ("rdma_ctl", "status"), 1.0),
+    ]
+    facts = await ask(mac, asked)
+    assert facts.outcomes["ibv_devinfo"].status == "timeout"
+    assert facts.rdma == "disabled"
+
+
 async def test_a_node_without_perl_answers_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mac = node(tmp_path, rdma_ctl="echo enabled")
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    for tool in ("sh", "mktemp", "cat", "rm", "date"):
-        (tools / tool).symlink_to(shutil.which(tool) or "/nowhere")
-    monkeypatch.setattr("jaccl_kernel.cluster.probe.SEARCH_PATH", (str(tools),))
-    alone = LocalNode("mac", home=mac.home, path=f"{mac.home}/bin:{tools}")
-    facts = await ask(alone, [Command("rdma_ctl", ("rdma_ctl", "status")), Command("sw_vers", ("sw_vers",))])
+    mac = without_perl(tmp_path, monkeypatch, rdma_ctl="echo enabled")
+    facts = await ask(mac, [Command("rdma_ctl", ("rdma_ctl", "status")), Command("sw_vers", ("sw_vers",))])
     assert facts.rdma == "enabled"
     assert facts.missing_tools == ("sw_vers",)
 

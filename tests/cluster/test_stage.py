@@ -62,6 +62,17 @@ async def test_the_old_folder_stays_when_the_new_one_cannot_take_its_name(tmp_pa
     assert (tmp_path / "m" / "x").read_text() == "old"
 
 
+async def test_a_file_that_only_the_old_folder_had_is_kept_whatever_its_name(tmp_path: Path) -> None:
+    node = LocalNode("mac", tmp_path)
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / " notes ").write_text("mine")
+    (tmp_path / ".m.partial").mkdir()
+    seen = await survey(node, "~/m")
+    aside = await commit(node, seen, Tree())
+    assert aside is not None
+    assert (Path(aside) / " notes ").read_text() == "mine"
+
+
 async def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     node = LocalNode("mac", tmp_path)
     (tmp_path / "file").touch()

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from jaccl_kernel.cluster.shell import LocalNode
 from jaccl_kernel.cluster.survey import parse_survey, sibling, survey
 from jaccl_kernel.cluster.tree import Difference, FileEntry, Tree
-from jaccl_kernel.errors import NodeError
+from jaccl_kernel.errors import CommandTimeout, NodeError
 
 KEY = "1:2:{size}:1700000000.123:1700000001.5"
 SUM = "a" * 64
@@ -49,6 +50,43 @@ async def test_every_file_is_told_with_size_time_and_hash(home: Path) -> None:
     }
     assert seen.free
     assert seen.home == str(home)
+
+
+BSD_STAT = r"""#!/bin/sh
+# As macOS's: it knows no -c; %N is the name and %n a line break.
+[ "$1" != -L ] || shift
+[ "$1" = -f ] || { echo "stat: illegal option -- ${1#-}" >&2; exit 1; }
+format=$(printf %s "$2" | sed 's/%n/\\n/g; s/%N/%n/; s/%z/%s/; s/%Fm/%.9Y/; s/%Fc/%.9Z/')
+shift 2
+exec /usr/bin/stat -L --printf="$format\n" "$@"
+"""
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its own stat is the BSD one: all tests use it")
+async def test_the_stat_of_macos_tells_the_same(home: Path, tmp_path: Path) -> None:
+    (home / "m" / "sub dir").mkdir()
+    (home / "m" / "sub dir" / "a b").write_bytes(b"abc")
+    (home / "m" / "empty").touch()
+    (home / ".m.partial").mkdir()
+    (home / ".m.partial" / "part").write_text("12")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "stat").write_text(BSD_STAT)
+    (tmp_path / "bin" / "stat").chmod(0o755)
+    gnu = await survey(LocalNode("linux", home), "~/m", hashes="fresh")
+    bsd = await survey(LocalNode("mac", home, f"{tmp_path}/bin:{os.environ['PATH']}"), "~/m", hashes="fresh")
+    assert set(bsd.tree.files) == {"sub dir/a b", "empty"}
+    assert (bsd.tree, bsd.partial) == (gnu.tree, gnu.partial)
+
+
+async def test_a_disk_that_does_not_answer_is_not_waited_for(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "find").write_text("#!/bin/sh\nexec sleep 600\n")
+    (tmp_path / "bin" / "find").chmod(0o755)
+    monkeypatch.setattr("jaccl_kernel.cluster.survey.LOOK_DEADLINE_S", 0.5)
+    with pytest.raises(CommandTimeout, match="told nothing for"):
+        await survey(LocalNode("mac", home, f"{tmp_path}/bin:{os.environ['PATH']}"), "~/m")
 
 
 async def test_a_hash_is_kept_until_the_file_is_touched_in_any_way(home: Path) -> None:

@@ -17,8 +17,10 @@ from jaccl_kernel.notebook.panels.hostfile import HostfilePanel
 from jaccl_kernel.notebook.panels.start import StartPanel
 from jaccl_kernel.notebook.panels.sync import SyncPanel
 from jaccl_kernel.notebook.panels.verify import VerifyPanel
-from jaccl_kernel.rehearsal import plan
+from jaccl_kernel.rehearsal import homes, plan
 from jaccl_kernel.steps import checklist
+from jaccl_kernel.steps.sync_report import NodeSync, SyncReport
+from jaccl_kernel.wire import HOST, Event
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -118,6 +120,22 @@ async def test_the_network_is_changed_only_after_a_yes_and_can_be_undone(tmp_pat
     assert [step.line for step in after.network.steps] == [step.line for step in before.network.steps]
 
 
+async def test_where_sudo_wants_a_password_the_commands_and_their_undo_are_there_to_paste(
+    tmp_path: Path,
+) -> None:
+    mac = homes.prepare(broken(tmp_path, "no-ipv4:2"))[1]
+    panel = HostfilePanel()
+    found = await panel.run()
+    (mac.commands / "sudo").write_text("#!/bin/sh\nexit 1\n")
+    panel.yes.value = True
+    panel.apply()
+    assert not (await panel.wait()).ok
+    (step,) = found.network.steps
+    told = html.unescape(panel.result.value).partition("<pre")[2]
+    assert f"\n  {step.line}\n" in told
+    assert f"\n  #   {step.undo_line}\n" in told
+
+
 async def test_verify_shows_the_shut_gate_its_cause_and_fix(tmp_path: Path) -> None:
     broken(tmp_path, "ssh-fails:2")
     panel = VerifyPanel()
@@ -138,6 +156,26 @@ async def test_a_model_is_looked_for_then_copied_to_the_macs_that_lack_it(tiny_m
     assert report.ok
     assert "3 of 3 nodes have the model" in panel.result.value
     assert (await panel.run()).ok
+
+
+async def test_what_a_stopped_or_failed_copy_leaves_is_told(tiny_model: Path) -> None:
+    panel = SyncPanel(model=str(tiny_model))
+    kept = {"folder": "/m/.x.partial", "bytes": 5_000_000_000}
+    panel.hear(Event(HOST, "kept", {"node": "mac2", **kept}))
+    assert "mac2: 5.00 GB are kept in /m/.x.partial" in panel.result.value
+    failed = NodeSync(
+        "mac2", "/m/x", "missing", "failed", error="broke", kept=kept, notes=("no way by cable",)
+    )
+    panel.show(SyncReport({}, (failed,), ()))
+    assert "5.00 GB are kept" in panel.result.value
+    assert "no way by cable" in panel.result.value
+
+
+async def test_a_hostfile_that_cannot_be_read_is_told(own_hostfiles: Path) -> None:
+    (own_hostfiles / "hostfiles" / "rehearsal.local.json").write_text("{")
+    panel = HostfilePanel()
+    await panel.run()
+    assert "cannot be read, and is kept when it is replaced" in panel.result.value
 
 
 def test_the_start_panel_breaks_and_mends_the_rehearsal(own_hostfiles: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 from jaccl_kernel.cluster.check import check, has_errors
 from jaccl_kernel.cluster.facts import LanAddress, NodeFacts
 from jaccl_kernel.cluster.hostfile import Hostfile, template
-from jaccl_kernel.errors import HostfileError, InputError, JacclError
+from jaccl_kernel.cluster.shell import Completed, LocalNode
+from jaccl_kernel.errors import HostfileError, InputError, JacclError, NodeError
 from jaccl_kernel.rehearsal import plan
 from jaccl_kernel.rehearsal.faults import with_faults
 from jaccl_kernel.rehearsal.macs import ClusterSpec
@@ -137,6 +138,20 @@ async def test_the_ring_that_is_asked_for_is_made_of_a_mesh_too() -> None:
     assert not has_errors(check(report.hostfile, environ={}))
 
 
+async def test_the_versions_that_count_are_those_of_the_environment_for_jobs() -> None:
+    cluster = real(1)
+    asked: list[str] = []
+
+    class Recorded(LocalNode):
+        async def script(self, text: str, *args: str, **more: Any) -> Completed:
+            asked.append(text)
+            raise NodeError("is a stand-in", where=self.where)
+
+    await configure(replace(cluster, nodes=(Recorded("studio1"),)))
+    assert "jaccl-env/bin/python" in asked[0]
+    assert "python3" not in asked[0]
+
+
 async def test_the_ring_of_a_broken_mlx_is_refused() -> None:
     nodes = [
         replace(node, python=replace(node.python, mlx="0.32.2")) if node.python else node for node in macs()
@@ -224,6 +239,8 @@ async def test_a_hostfile_that_cannot_be_read_is_kept_too() -> None:
     path.write_text('{"hosts": [')
     report = await made(path=path)
     assert "is not JSON" in report.old_error
+    assert "is not JSON" in report.to_json()["old_error"]
+    assert "cannot be read, and is kept when it is replaced" in report.unreadable
     written = write(report).written
     assert written is not None
     assert written.kept is not None

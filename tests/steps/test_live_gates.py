@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,65 @@ async def test_a_search_for_the_ranks_and_the_shell_around_it_are_no_ranks(
     dummy.append(asyncio.create_task(home.run(reader, deadline=60, check=False, on_line=started.append)))
     await until(lambda: started, "the reader to start")
     assert await live_gates.processes(home, only_own=True) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python -m mlx_lm.server --model m",
+        "/opt/homebrew/bin/python3.12 -m mlx_lm server",
+        "/x/Python.app/Contents/MacOS/Python /x/bin/mlx_lm.generate --prompt hi",
+        "python3 -u /x/site-packages/mlx_lm/chat.py",
+        "python -m mlx._distributed_utils.launch -n 2 x.py",
+        "/x/bin/python /x/bin/mlx.launch -n 2 x.py",
+    ],
+)
+def test_every_way_to_run_mlx_lm_or_mlx_launch_is_found(command: str) -> None:
+    found = live_gates._process(f"  417    02:11 {command}")
+    assert found is not None
+    assert (found.pid, found.age, found.command) == (417, "02:11", command)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["vim mlx_lm/server.py", "python -m pip install mlx_lm-0.32.whl", "git -C /x/mlx_lm pull", "python x.py"],
+)
+def test_what_only_names_mlx_lm_is_no_job(command: str) -> None:
+    assert live_gates._process(f"  417    02:11 {command}") is None
+
+
+async def test_a_plain_script_that_mlx_launch_started_is_found_by_its_environment(
+    tmp_path: Path, dummy: list[asyncio.Task[Any]]
+) -> None:
+    home = LocalNode("mac1", home=tmp_path)
+    pids: list[int] = []
+    (tmp_path / "bench.py").write_text("import os, time; print(os.getpid(), flush=True); time.sleep(120)")
+    run = home.run(
+        [sys.executable, "bench.py"],
+        deadline=120,
+        env={"MLX_RANK": "1"},
+        on_line=lambda line: pids.append(int(line)),
+    )
+    dummy.append(asyncio.create_task(run))
+    await until(lambda: pids, "the script to start")
+    (found,) = await live_gates.processes(home, only_own=True)
+    assert found.pid == pids[0]
+    assert "MLX_RANK" in found.what
+    os.kill(pids[0], signal.SIGKILL)
+
+
+def test_what_macos_tells_of_environments_is_read(tmp_path: Path) -> None:
+    env = "HOME=/Users/me MLX_RANK=1 MLX_HOSTFILE=/x"
+    listed = f"  417 python x.py HOME=/Users/me MLX_RANKS=2\n 1234 python y.py {env} \udce9\n"
+    (tmp_path / "listed").write_text(listed, errors="surrogateescape")
+    (tmp_path / "ps").write_text(f'#!/bin/sh\ncase "$1" in -axwwE) exec cat {tmp_path}/listed;; esac\n')
+    (tmp_path / "ps").chmod(0o755)
+    script = live_gates._PS.replace("/proc/self/environ", "/nowhere")
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["sh", "-c", script], env={"PATH": path}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split("\n") == ["launched 1234", ""]
 
 
 @pytest.mark.sshd

@@ -87,13 +87,24 @@ async def test_the_undo_scripts_lie_here_and_there_before_the_first_change() -> 
     assert script_of(cluster, 1).read_text() == plan.undo_script(1)
 
 
-async def test_an_earlier_undo_script_is_kept_beside_the_new_one() -> None:
+async def test_two_set_ups_are_taken_back_by_one_undo() -> None:
     cluster, plan = broken("bridged-port:2")
-    script_of(cluster, 1).parent.mkdir()
-    script_of(cluster, 1).write_text("# an earlier one\n")
+    before = await probe(cluster.nodes)
+    for steps in (plan.steps[:1], plan.steps[1:]):
+        assert (await apply(cluster, replace(plan, steps=steps), yes=True)).ok
+    assert await gids_in_place(cluster)
+    assert (await undo(cluster, yes=True)).outcomes["mac2"] == "undone"
+    after = await probe(cluster.nodes)
+    assert [node.interfaces for node in after] == [node.interfaces for node in before]
+
+
+async def test_an_undo_after_a_reboot_finds_nothing_and_is_done() -> None:
+    cluster, plan = broken("bridged-port:2")
     assert (await apply(cluster, plan, yes=True)).ok
-    kept = list(script_of(cluster, 1).parent.glob("undo-network.before-*.sh"))
-    assert [path.read_text() for path in kept] == ["# an earlier one\n"]
+    homes.macs(cluster.hostfile)[1].restart()
+    cluster = Cluster.of(cluster.hostfile)
+    assert (await undo(cluster, yes=True)).outcomes["mac2"] == "undone"
+    assert (await undo(cluster, yes=True)).outcomes["mac2"] == "nothing to undo"
 
 
 async def test_a_sudo_that_wants_a_password_stops_it_before_any_mac_is_changed() -> None:
@@ -103,7 +114,8 @@ async def test_a_sudo_that_wants_a_password_stops_it_before_any_mac_is_changed()
     assert not report.ok
     assert report.done == ()
     assert "Nothing was changed: sudo on mac3 does not go without a password" in report.error
-    assert all(step.line in report.fix for step in plan.steps)
+    assert all(step.line in report.fix and step.undo_line in report.fix for step in plan.steps)
+    assert [path.read_text() for path in report.undo_files] == [plan.undo_script(1), plan.undo_script(2)]
     assert not script_of(cluster, 1).exists()
 
 
@@ -159,20 +171,28 @@ async def test_a_plan_of_other_macs_is_refused() -> None:
         await apply(cluster, replace(plan, labels=plan.labels[:2]), yes=True)
 
 
-async def test_stopping_in_the_middle_leaves_the_undo_script() -> None:
+async def test_a_stop_in_the_middle_tells_what_was_done_and_can_be_undone() -> None:
     cluster, plan = broken("bridged-port:2")
-    sudo_of(cluster, 1, 'case "$*" in *deletem*) exec sleep 60;; esac')
+    before = await probe(cluster.nodes)
+    commands = homes.macs(cluster.hostfile)[1].commands
+    sudo_of(cluster, 1, f'case "$*" in *netmask*) exec sleep 60;; esac; exec {commands}/sudo.before "$@"')
     begun = asyncio.Event()
-    task = asyncio.create_task(
-        apply(
-            cluster,
-            plan,
-            yes=True,
-            on_event=lambda event: begun.set() if event.data["name"] == "network" else None,
-        )
-    )
+    told: list[str] = []
+
+    def on_event(event: Event) -> None:
+        told.append(event.data["text"])
+        if plan.steps[1].line in event.data["text"]:
+            begun.set()
+
+    task = asyncio.create_task(apply(cluster, plan, yes=True, on_event=on_event))
     await asyncio.wait_for(begun.wait(), 30)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    assert told[-1].startswith(f"Done before the stop: mac2: {plan.steps[0].line}; whether mac2 still did")
+    assert "sh ~/.jaccl/undo-network.sh" in told[-1]
     assert script_of(cluster, 1).read_text() == plan.undo_script(1)
+    assert (await undo(cluster, yes=True)).outcomes["mac2"] == "undone"
+    assert (await undo(cluster, yes=True)).outcomes["mac2"] == "nothing to undo"
+    after = await probe(cluster.nodes)
+    assert [node.interfaces for node in after] == [node.interfaces for node in before]

@@ -269,6 +269,26 @@ async def test_a_model_that_changes_while_it_is_copied_is_named(macs: Macs, mode
     assert not macs.model(0).exists()
 
 
+async def test_a_file_that_is_added_while_it_is_copied_is_not_taken_along(macs: Macs, model: Path) -> None:
+    def add(event: Event) -> None:
+        if event.kind == "found":
+            (model / "more.json").write_text("{}")
+
+    report = await macs.sync(model, add)
+    assert states(report) == ["failed"] * 3
+    assert "the source now has besides more.json" in report.nodes[0].error
+    assert not macs.model(0).exists()
+
+
+async def test_two_nodes_of_one_home_are_not_copied_to_at_once(macs: Macs, model: Path) -> None:
+    twin = LocalNode("twin", macs.homes[1])
+    macs.cluster = replace(macs.cluster, nodes=(*macs.cluster.nodes[:2], twin))
+    with pytest.raises(InputError, match="mac2 and twin are one folder"):
+        await macs.sync(model)
+    assert not macs.partial(1).exists()
+    assert (await macs.sync(model, check=True)).nodes[2].state == "missing"
+
+
 async def test_a_disk_that_is_too_small_is_told_before_and_stops_no_other(macs: Macs, model: Path) -> None:
     macs.program(1, "df", "echo Filesystem 1024-blocks Used Available Capacity Mounted; echo x 99 90 9 91% /")
     report = await macs.sync(model)

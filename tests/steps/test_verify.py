@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from jaccl_kernel.cluster import compare
 from jaccl_kernel.cluster.facts import NodeFacts
 from jaccl_kernel.cluster.hostfile import Host, Hostfile
 from jaccl_kernel.cluster.wiring import wire
@@ -169,6 +170,15 @@ def test_a_missing_package_and_a_python_that_told_nothing_are_told_apart() -> No
     assert gates.environment(wire(silent), [], backend="jaccl").verdict == "not tested"
 
 
+@pytest.mark.parametrize(("version", "verdict"), [("3.12.10", "passed"), ("3.13.11", "failed")])
+def test_a_patch_level_of_python_is_no_difference(version: str, verdict: str) -> None:
+    nodes = [
+        replace(node, python=replace(node.python, version=told)) if node.python else node
+        for node, told in zip(with_mlx("0.32.4"), ("3.12.11", "3.12.11", version), strict=True)
+    ]
+    assert gates.environment(wire(nodes), [], backend="jaccl").verdict == verdict
+
+
 def test_another_macos_build_is_noted() -> None:
     found = gates.environment(wire(seen(configured(2, "macos-skew:2"))), [], backend="jaccl")
     assert found.verdict == "passed"
@@ -271,6 +281,31 @@ async def test_a_host_twice_is_refused_before_anyone_is_asked() -> None:
         await verify(Cluster.of(twice), on_event=_no_event)
 
 
+def test_a_slow_link_is_noted_and_shuts_no_gate() -> None:
+    nodes = seen(configured(2))
+    for number, node in enumerate(nodes):
+        told = tuple(replace(port, current_gbps=40.0) if port.plugged else port for port in node.ports or ())
+        nodes[number] = replace(node, ports=told)
+    hostfile = plan.as_if_real(configured(2))
+    wiring = wire(nodes)
+    found = gates.ports(compare.uses(hostfile, wiring, ring=False), wiring)
+    assert found.verdict == "passed"
+    assert "runs at 40 Gb/s, not 80" in found.proof
+
+
+def test_nine_macs_without_a_ring_are_told_in_one_sentence() -> None:
+    nodes = [
+        replace(node, name=f"m{i}", ports=())
+        for i, node in enumerate([*seen(configured(7)), *seen(configured(2))])
+    ]
+    bare = Hostfile(tuple(Host(f"m{i}") for i in range(9)), "jaccl")
+    found = gates.wiring_gate(bare, wire(nodes), backend="jaccl")
+    assert found.verdict == "failed"
+    assert len(found.problems) == 1
+    assert "A mesh takes at most 8 Macs, not 9" in found.cause
+    assert "Their cables make no ring" in found.cause
+
+
 async def test_nine_macs_are_no_mesh() -> None:
     nodes = [
         replace(node, name=f"m{i}", ports=None)
@@ -286,6 +321,8 @@ async def test_nine_macs_are_no_mesh() -> None:
 async def test_two_macs_of_one_name_are_told_apart() -> None:
     nodes = [replace(node, name="studio") for node in seen(configured(2, "rdma-off:2"))]
     assert gates.rdma(wire(nodes)).problems[0].where == "studio (#2)"
+    cluster = Cluster.of(Hostfile((Host("a", extra={"name": "studio"}), Host("b", extra={"name": "studio"}))))
+    assert cluster.names == ("studio (#1)", "studio (#2)")
     twins = tuple(replace(host, extra={**host.extra, "name": "mac1"}) for host in configured(2).hosts)
     with pytest.raises(HostfileError, match="or one twice: 'mac1'"):
         Cluster.of(replace(configured(2), hosts=twins))

@@ -115,6 +115,8 @@ def report_blocks(report: ConfigureReport) -> list[str]:
         parts += [blocks.paragraph("Cables to move, the fewest first:"), items(proposal.moves)]
     if proposal.problems:
         parts.append(blocks.problems(proposal.problems))
+    if report.unreadable:
+        parts.append(blocks.paragraph(report.unreadable))
     if report.explained:
         parts += [blocks.paragraph("The hostfile that is there, held against the Macs:")]
         parts.append(blocks.problems(report.explained))
@@ -145,4 +147,8 @@ def _changed(report: network.ApplyReport | network.UndoReport) -> list[str]:
     text = f"{len(report.done)} of {len(report.plan.steps)} steps were carried out."
     undo = [f"Undo script: {path}" for path in report.undo_files]
     parts = [blocks.verdict(text, "good" if report.ok else "bad"), items(undo)]
-    return parts if report.ok else [*parts, blocks.paragraph(f"{report.error} Fix: {report.fix}")]
+    if report.ok:
+        return parts
+    fix, _, commands = report.fix.partition("\n")
+    parts.append(blocks.paragraph(f"{report.error} Fix: {fix}"))
+    return [*parts, blocks.to_copy(commands, "Commands per Mac, with their undo")] if commands else parts

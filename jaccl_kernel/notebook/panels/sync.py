@@ -8,11 +8,11 @@ from jaccl_kernel.cluster.hostfile import Hostfile
 from jaccl_kernel.models.resolve import DEMO
 from jaccl_kernel.notebook import session
 from jaccl_kernel.notebook.panels.base import text_box
-from jaccl_kernel.notebook.panels.bringup import BringUpPanel, Step, card
+from jaccl_kernel.notebook.panels.bringup import BringUpPanel, Step, card, items
 from jaccl_kernel.notebook.views import blocks
 from jaccl_kernel.notebook.work import briefly
 from jaccl_kernel.steps.sync import SyncOptions, sync
-from jaccl_kernel.steps.sync_report import COLUMNS, SyncReport, rows
+from jaccl_kernel.steps.sync_report import COLUMNS, NodeSync, SyncReport, kept_words, rows
 from jaccl_kernel.wire import Event
 
 LEVELS = {"problem": "bad"}
@@ -33,6 +33,7 @@ class SyncPanel(BringUpPanel):
         self.copy_button = widgets.Button(description="Copy", icon="copy", disabled=True)
         self.copy_button.on_click(lambda _: self.start_copy())
         self._copying: dict[str, dict[str, Any]] = {}
+        self._kept: list[str] = []
         super().__init__("Sync", hostfile, choices=[self.model])
         self.run_button.description = "Look"
         self.add_below(self.copy_button)
@@ -61,8 +62,12 @@ class SyncPanel(BringUpPanel):
         """Fill the table of copies."""
         if event.kind == "copy":
             self._copying[event.data["node"]] = dict(event.data)
-            table = blocks.table(COPYING, [_copy_row(one) for one in self._copying.values()])
-            self.result.value = blocks.page(table)
+        elif event.kind == "kept":  # also when it was stopped, and no report comes
+            self._kept.append(f"{event.data['node']}: {kept_words(event.data)}")
+        else:
+            return
+        table = blocks.table(COPYING, [_copy_row(one) for one in self._copying.values()])
+        self.result.value = blocks.page(table, items(self._kept))
 
     def show(self, report: SyncReport) -> None:
         """The whole report."""
@@ -72,7 +77,7 @@ class SyncPanel(BringUpPanel):
     def _sync(self, *, check: bool) -> Step:
         cluster = self.cluster()
         options = SyncOptions(model=self.model.value.strip() or DEMO, check=check)
-        self._copying = {}
+        self._copying, self._kept = {}, []
         return lambda on_event: sync(cluster, options, on_event=on_event)
 
 
@@ -81,13 +86,17 @@ def report_blocks(report: SyncReport) -> list[str]:
     have = sum(node.ok for node in report.nodes)
     text = f"{have} of {len(report.nodes)} nodes have the model, whole and identical."
     failures = [
-        card(node.node, "bad", f"{node.error} {node.fix}".strip()) for node in report.nodes if node.error
+        card(node.node, "bad", f"{node.error} {node.fix}".strip(), items(_left(node)))
+        for node in report.nodes
+        if node.error
     ]
+    notes = [f"{node.node}: {note}" for node in report.nodes if not node.error for note in node.notes]
     saved = f"The record is {report.path}" if report.path else ""
     return [
         blocks.verdict(text, "good" if report.ok else "fair"),
         blocks.table(COLUMNS, rows(report.nodes)),
         *failures,
+        items(notes),
         *(
             card(
                 one.node or "All",
@@ -98,6 +107,11 @@ def report_blocks(report: SyncReport) -> list[str]:
         ),
         blocks.paragraph(saved, quiet=True),
     ]
+
+
+def _left(node: NodeSync) -> list[str]:
+    """What a copy that failed leaves, and what was tried in vain."""
+    return [*([kept_words(node.kept)] if node.kept else []), *node.notes]
 
 
 def _copy_row(one: dict[str, Any]) -> list[str]:
