@@ -128,13 +128,12 @@ def test_a_prompt_of_a_megabyte_is_refused_without_holding_up_a_stream(server: S
             next(lines)
             refused = pool.submit(server.post, large)
             gaps, last = [], time.monotonic()
-            while not refused.done():
+            while not refused.done() or len(gaps) < 3:
                 while not next(lines):
                     pass
                 gaps.append(time.monotonic() - last)
                 last = time.monotonic()
             assert refused.result().status_code == 400
-            assert len(gaps) > 1
             assert max(gaps) < 2  # a hang, not a speed
 
 
