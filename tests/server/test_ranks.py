@@ -127,7 +127,8 @@ def test_a_prompt_of_a_megabyte_is_refused_without_holding_up_a_stream(server: S
             lines = running.iter_lines()
             next(lines)
             refused = pool.submit(server.post, large)
-            gaps, last = [], time.monotonic()
+            gaps: list[float] = []
+            last = time.monotonic()
             while not refused.done() or len(gaps) < 3:
                 while not next(lines):
                     pass
