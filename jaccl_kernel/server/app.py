@@ -16,14 +16,13 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 
 from jaccl_kernel.server import page, schema
 from jaccl_kernel.server.answer import Choice, Delta
 from jaccl_kernel.server.chat import Prompt, chat_prompt, completion_prompts
 from jaccl_kernel.server.examples import examples
 from jaccl_kernel.server.generation import Engine, Generation, Served, ServerError
-from jaccl_kernel.server.guard import Guard, Uploads, check_key
+from jaccl_kernel.server.guard import Cors, Guard, Uploads, check_key
 from jaccl_kernel.server.metrics import Metrics
 from jaccl_kernel.server.responses import Shapes
 from jaccl_kernel.server.text import Assembler, Piece
@@ -61,7 +60,7 @@ def make_app(engine: Engine, served: Callable[[], Served | None]) -> FastAPI:
         body = {"content": {"application/json": {"schema": kind.model_json_schema()}}, "required": True}
         app.post(path, openapi_extra={"requestBody": body})(route)
     app.add_middleware(Guard, served=served, metrics=api.metrics)
-    app.add_middleware(_Cors, served=served)
+    app.add_middleware(Cors, served=served)
     return app
 
 
@@ -422,23 +421,3 @@ def _told(error: Exception) -> ServerError:
     return ServerError(
         500, f"an error inside the server ({type(error).__name__}, {what})", kind="server_error"
     )
-
-
-class _Cors:
-    """CORS for the origins that are allowed, once it is known which; none at all otherwise."""
-
-    def __init__(self, app: Any, served: Callable[[], Served | None]) -> None:
-        self._app = app
-        self._served = served
-        self._open: Any = None
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        served = self._served()
-        if served and served.cors_origins and self._open is None:
-            self._open = CORSMiddleware(
-                self._app,
-                allow_origins=list(served.cors_origins),
-                allow_methods=["GET", "POST"],
-                allow_headers=["Authorization", "Content-Type"],
-            )
-        await (self._open or self._app)(scope, receive, send)

@@ -20,7 +20,8 @@ import mlx.core as mx
 
 from jaccl_kernel.server.batch import Batch, Held, Token
 from jaccl_kernel.server.cache import CacheIndex
-from jaccl_kernel.server.control import Follower, Leader, Message
+from jaccl_kernel.server.channel import Message
+from jaccl_kernel.server.control import Follower, Leader
 from jaccl_kernel.server.generation import Generation, ServerError, Step, Stream
 from jaccl_kernel.server.grammar import Grammars
 from jaccl_kernel.server.sampling import Chooser, Row

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastapi import Request
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from jaccl_kernel.server.generation import Served, ServerError
@@ -110,6 +111,27 @@ class Guard:
                 await _refuse(_wrong_origin(origin), counting)
                 return
         await self._app(scope, receive, counting)
+
+
+class Cors:
+    """CORS for the origins that are allowed, once it is known which; none at all otherwise."""
+
+    def __init__(self, app: Any, served: Callable[[], Served | None]) -> None:
+        self._app = app
+        self._served = served
+        self._open: Any = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """ASGI."""
+        served = self._served()
+        if served and served.cors_origins and self._open is None:
+            self._open = CORSMiddleware(
+                self._app,
+                allow_origins=list(served.cors_origins),
+                allow_methods=["GET", "POST"],
+                allow_headers=["Authorization", "Content-Type"],
+            )
+        await (self._open or self._app)(scope, receive, send)
 
 
 def is_local(host: str) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from jaccl_kernel.errors import Busy, DeadlineExceeded, JobError
-from jaccl_kernel.server import control
+from jaccl_kernel.server import channel, control
 from jaccl_kernel.server.control import MAX_STRANGERS, Follower, Leader
 
 SECRET = b"s" * 32
@@ -255,7 +255,7 @@ def test_a_worker_that_takes_no_plan_is_named_at_once_and_the_others_stay(
 ) -> None:
     monkeypatch.setattr(control, "SILENCE_S", 0.6)
     monkeypatch.setattr(control, "BEAT_S", 0.1)
-    monkeypatch.setattr(control, "SEND_S", 3.0)
+    monkeypatch.setattr(channel, "SEND_S", 3.0)
     lost: queue.Queue[tuple[int, str, bool]] = queue.Queue()
     alone: queue.Queue[str] = queue.Queue()
     leader.on_lost = lambda *told: lost.put(told)
