@@ -334,15 +334,18 @@ class Service:
         self.front.engine = engine
         threading.Thread(target=self._beat, args=(engine,), name="jaccl-beat", daemon=True).start()
         threading.Thread(target=self._hear, args=(engine, http), name="jaccl-hear", daemon=True).start()
-        self.link.stage("serve", http.url)
-        self.link.say(
-            "serving", url=http.url, model=name, context=self.served.context, load_s=round(loaded.load_s, 3)
-        )
-        if not self.link.wired:
-            sys.stdout.write(f"serving {name} at {http.url}/v1 over {self.world.size} ranks\n")
-            sys.stdout.flush()
+
+        def tell() -> None:
+            self.link.stage("serve", http.url)
+            self.link.say(
+                "serving", url=http.url, model=name, context=context, load_s=round(loaded.load_s, 3)
+            )
+            if not self.link.wired:
+                sys.stdout.write(f"serving {name} at {http.url}/v1 over {self.world.size} ranks\n")
+                sys.stdout.flush()
+
         try:
-            engine.run()
+            engine.run(tell)
         except KeyboardInterrupt:
             engine.stop()
         except Exception:

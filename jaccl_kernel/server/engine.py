@@ -295,11 +295,15 @@ class Engine:
 
     # the engine's own thread
 
-    def run(self) -> None:
-        """Step the batch until `stop`; an error of a step fails every stream and is raised."""
+    def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
+        """Step the batch until `stop`; an error of a step fails every stream and is raised.
+
+        `on_ready` is called once requests are taken.
+        """
         with self._wake:
             if not self.failed:
                 self.state = "ready"
+        on_ready()
         try:
             while self._wait_for_work():
                 self._round()

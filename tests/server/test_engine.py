@@ -297,6 +297,21 @@ async def test_health_is_told_while_a_grammar_is_made_and_an_odd_one_ends_its_ow
     assert len(await running.tokens(Generation(PROMPT, 5, GREEDY))) == 5
 
 
+async def test_it_says_ready_when_it_takes_requests_and_not_before(start: Callable[..., Running]) -> None:
+    one = start()
+    one.engine.stop()
+    one.thread.join(10)
+    one.engine._stopping, one.engine.state = False, "starting"  # as before its first run
+    told: list[str] = []
+
+    def ready() -> None:
+        told.append(one.engine.status()["state"])
+        one.engine.stop()
+
+    await asyncio.to_thread(one.engine.run, ready)
+    assert told == ["ready"]
+
+
 async def test_stop_ends_every_stream_with_an_error(start: Callable[..., Running]) -> None:
     one = start(max_sequences=1)
     long = Generation(PROMPT, 3000, Sampling(seed=1, logit_bias={257: -1000.0}))
