@@ -1,11 +1,12 @@
 """Our server against mlx_lm.server: same model, ranks, machine, prompts and clients, side by side in one run.
 
-    .venv/bin/python -m benchmarks.serve [--model DIR] [--tokens 32] [--clients 1,8,32] [--rounds 1]
+    .venv/bin/python -m benchmarks.serve [--model DIR] [--tokens 32] [--clients 1,8,32] [--samples 24]
 
 Measured for each: tokens a second over all clients (streaming, greedy), time to first token alone and while
 a stream runs, the time between tokens, and the CPU that it uses idle (all its processes, per cent of a core
 over 10 s). The peers are `mlx.launch -n 2 -m mlx_lm.server` as a person would type it, and the same server
 with its ranks spawned directly and one math thread each. The bare loop is `ranks bench` on as many ranks.
+Ends with a line for each bar, PASS or FAIL, and exits 1 if one failed.
 """
 
 import argparse
@@ -81,7 +82,13 @@ async def ask(client: httpx.AsyncClient, number: int, tokens: int) -> Timed:
     return timed
 
 
-async def measure(url: str, tokens: int, clients: list[int]) -> dict[str, float]:
+def percentile(values: list[float], per_cent: int) -> float:
+    """The value that so many per cent are below."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, len(ordered) * per_cent // 100)]
+
+
+async def measure(url: str, tokens: int, clients: list[int], samples: int) -> dict[str, float]:
     """All figures of one server."""
     result: dict[str, float] = {}
     numbers = iter(range(1, 100_000))
@@ -96,14 +103,13 @@ async def measure(url: str, tokens: int, clients: list[int]) -> dict[str, float]
             answers = [one for one in results if isinstance(one, Timed)]
             result[f"failed, {count} clients"] = count - len(answers)
             result[f"tok/s, {count} clients"] = sum(one.tokens for one in answers) / took
-            gaps = sorted(gap for one in answers for gap in one.gaps)
-            if gaps:
-                result[f"ITL p95 ms, {count} clients"] = gaps[len(gaps) * 95 // 100] * 1e3
-        alone = [(await ask(client, next(numbers), 2)).ttft for _ in range(8)]
+            if gaps := [gap for one in answers for gap in one.gaps]:
+                result[f"ITL p95 ms, {count} clients"] = percentile(gaps, 95) * 1e3
+        alone = [(await ask(client, next(numbers), 2)).ttft for _ in range(samples)]
         running = asyncio.create_task(ask(client, next(numbers), 4000))
         await asyncio.sleep(1.0)
         beside = []
-        for _ in range(8):
+        for _ in range(samples):
             beside.append((await ask(client, next(numbers), 2)).ttft)
             if running.done():
                 running = asyncio.create_task(ask(client, next(numbers), 4000))
@@ -112,7 +118,7 @@ async def measure(url: str, tokens: int, clients: list[int]) -> dict[str, float]
         await asyncio.wait([running])
         for name, times in (("alone", alone), ("beside a stream", beside)):
             result[f"TTFT p50 ms, {name}"] = statistics.median(times) * 1e3
-            result[f"TTFT p95 ms, {name}"] = max(times) * 1e3
+            result[f"TTFT p95 ms, {name}"] = percentile(times, 95) * 1e3
     return result
 
 
@@ -180,7 +186,9 @@ def spawned(model: Path, folder: Path, port: int, first: int) -> list["subproces
     ]
 
 
-def run_all(model: Path, tokens: int, clients: list[int], peers: list[str]) -> dict[str, dict[str, float]]:
+def run_all(
+    model: Path, tokens: int, clients: list[int], peers: list[str], samples: int
+) -> dict[str, dict[str, float]]:
     """Every server's figures, one server after the other."""
     results: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -213,7 +221,7 @@ def run_all(model: Path, tokens: int, clients: list[int], peers: list[str]) -> d
                 processes = spawned(model, folder, port, port + 2)
             with started(processes, url):
                 results[peer] = {"idle CPU %": sum(idle(one) for one in processes)}
-                results[peer] |= asyncio.run(measure(url, tokens, clients))
+                results[peer] |= asyncio.run(measure(url, tokens, clients, samples))
             print(
                 f"{peer}: {json.dumps({key: round(value, 1) for key, value in results[peer].items()})}",
                 flush=True,
@@ -230,26 +238,55 @@ async def bare(model: Path, tokens: int) -> float:
     return float(count / (ttft + (count - 1) / rate))
 
 
+def verdicts(results: dict[str, dict[str, float]], loop: float) -> list[tuple[bool, str]]:
+    """Each bar that could be measured: whether it is held, and the figures."""
+    ours = results.get("ours", {})
+    bars: list[tuple[bool, str]] = []
+
+    def judge(name: str, figure: float, least: float) -> None:
+        bars.append((figure >= least, f"{name}: {figure:.2f}x, the bar is {least}x"))
+
+    for peer, least in (("mlx.launch", 1.5), ("spawned", 1.0)):
+        theirs = results.get(peer, {})
+        for count in (1, 8):
+            key = f"tok/s, {count} clients"
+            if key in ours and theirs.get(key):
+                judge(f"{key}, against {peer}", ours[key] / theirs[key], least)
+        key = "TTFT p50 ms, beside a stream"
+        if key in ours and key in theirs:
+            judge(f"{key}, {peer}'s against ours", theirs[key] / ours[key], 2.0)
+    if "tok/s, 1 clients" in ours:
+        judge("tok/s, 1 client, against the bare loop", ours["tok/s, 1 clients"] / loop, 0.95)
+    if "idle CPU %" in ours:
+        used = ours["idle CPU %"]
+        bars.append((used < 2, f"idle CPU: {used:.1f} % of a core, the bar is 2 %"))
+    return bars
+
+
 def main() -> None:
-    """Measure all, print a table with ratios."""
+    """Measure all, print a table with ratios, and hold them against the bars."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--model", type=Path, help="default: the demo model")
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--clients", default="1,8,32")
+    parser.add_argument("--samples", type=int, default=24, help="requests behind each TTFT")
     parser.add_argument("--peers", default="ours,mlx.launch,spawned")
     options = parser.parse_args()
     model = options.model or asyncio.run(ensure_demo())
     clients = [int(one) for one in options.clients.split(",")]
-    results = run_all(model, options.tokens, clients, options.peers.split(","))
+    results = run_all(model, options.tokens, clients, options.peers.split(","), options.samples)
     loop = asyncio.run(bare(model, options.tokens))
     names = list(results)
     width = max(len(key) for key in results[names[0]]) + 2
     print(" " * width + "".join(f"{name:>14}" for name in names))
     for key in results[names[0]]:
         print(f"{key:<{width}}" + "".join(f"{results[name].get(key, float('nan')):>14.1f}" for name in names))
-    print(f"bare generate loop, 1 client: {loop:.1f} tok/s", end="")
-    if "ours" in results:
-        print(f"; ours is {results['ours']['tok/s, 1 clients'] / loop:.2f}x of it")
+    print(f"bare generate loop, 1 client: {loop:.1f} tok/s")
+    bars = verdicts(results, loop)
+    for held, what in bars:
+        print(f"{'PASS' if held else 'FAIL'}  {what}")
+    if not all(held for held, _ in bars):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -174,6 +174,8 @@ class _Teller(terminal.Teller):
             self.note(
                 f"[rank 0] serving {data['model']} at {data['url']}/v1 (context {data['context']} tokens)"
             )
+            if data.get("only_there"):
+                self.note(f"[jaccl] {data['only_there']}")
         elif event.kind == "failed":
             where = f"{data['where']}: " if data["where"] else ""
             self.note(f"[jaccl] failed: {where}{data['what']}\n  Fix: {data['fix'] or 'see the logs'}")

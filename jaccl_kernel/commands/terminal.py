@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Teller:
-    """Tells progress on a stream, one line a stage of a rank."""
+    """Tells progress on a stream: one line a stage of a rank, and one each tenth of what has a measure."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -35,16 +35,24 @@ class Teller:
         """Whatever a step tells."""
         who = f"rank {event.rank}" if event.rank >= 0 else "jaccl"
         if event.kind == "stage":
-            key = f"{event.data['name']} {event.data['text'] if event.rank < 0 else ''}"
-            if self._last.get(event.rank) != key:
-                self._last[event.rank] = key
-                self.note(f"[{who}] {event.data['name']}: {event.data['text']}")
+            self._stage(who, event)
         elif event.kind == "line":
             self.note(f"[{who}] {event.data['text']}")
         elif event.kind == "job":
             self.note(
                 f"[{who}] logs: {event.data['folder']}\n[{who}] the same by hand: {event.data['command']}"
             )
+
+    def _stage(self, who: str, event: Event) -> None:
+        name, text, fraction = event.data["name"], event.data["text"], event.data.get("fraction")
+        tenths = "" if fraction is None else str(int(fraction * 10))
+        # the host's own stages are few, and a last word says how it went
+        words = text if event.rank < 0 or (fraction or 0.0) >= 1 else ""
+        key = f"{name} {tenths} {words}"
+        if self._last.get(event.rank) != key:
+            self._last[event.rank] = key
+            done = "" if fraction is None else f" ({fraction:.0%})"
+            self.note(f"[{who}] {name}: {text}{done}")
 
 
 def tell_rehearsal(hostfile: Any, teller: Teller) -> None:

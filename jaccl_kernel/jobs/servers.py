@@ -36,6 +36,7 @@ class State:
         hosts: names of the nodes, in rank order.
         model: its name for the ranks.
         url: where it serves, without /v1.
+        only_there: why no program on this machine reaches that, and what to do; or "".
         api_key: what clients must send, or None.
         since: when its supervisor started, seconds since the epoch.
         pid: the supervisor's process id; 0 until it has started.
@@ -53,6 +54,7 @@ class State:
     pid: int = 0
     rehearsal: bool = False
     local: bool = False
+    only_there: str = ""
 
 
 class Folder:

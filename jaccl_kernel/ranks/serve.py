@@ -48,6 +48,7 @@ WARMUP = 64  # tokens of the prompt of the warm-up
 DEFAULT_CONTEXT = 4096  # where the model's config does not tell
 CACHE_SHARE = 0.25  # of the memory beside the model, for prompt caches
 LOST = 87  # the exit status of a worker whose rank 0 is gone
+LEAST_CONTEXT = 256  # tokens: a memory that holds less serves nobody
 STUCK_S = 3.0  # after a stop, how long the engine may take to leave its step
 
 
@@ -153,6 +154,8 @@ def _load(options: argparse.Namespace, group: Any, link: Link) -> Loaded:
         progress=lambda text, fraction: link.stage("load", text, fraction),
     )
     took = time.perf_counter() - began
+    size = mx.get_active_memory() / 1e9
+    link.stage("load", f"loaded {size:.2f} GB in {took:.1f} s ({size / took:.2f} GB/s)", 1.0)
     link.stage("warm-up", "a first few tokens")
     return prepare(options, model, tokenizer, group, took)
 
@@ -241,7 +244,8 @@ class Service:
         self.world = world
         self.group = group
         self.link = link
-        self.api_key = payload.get("api_key") or os.environ.get("JACCL_API_KEY")
+        # a supervisor sends the key, or means that there is none: it could not ask with one of this Mac's own
+        self.api_key = payload.get("api_key") if link.wired else os.environ.get("JACCL_API_KEY")
         self.names = payload.get("names") or [""] * world.size
         self.facts = payload.get("facts") or {}
         self.front = _Front()
@@ -304,11 +308,11 @@ class Service:
         path = resolve(self.options.model)
         model = inspect(path)
         name = self.options.alias or path.name
-        context = self.options.context or model.context or DEFAULT_CONTEXT
+        context = fitting(self.options.context or model.context or DEFAULT_CONTEXT, loaded.capacity)
         self.served = Served(
             name=name,
             tokenizer=loaded.tokenizer,
-            context=max(2, min(context, loaded.capacity)),
+            context=context,
             vocabulary=loaded.vocabulary,
             facts={
                 "model": name,
@@ -330,15 +334,18 @@ class Service:
         self.front.engine = engine
         threading.Thread(target=self._beat, args=(engine,), name="jaccl-beat", daemon=True).start()
         threading.Thread(target=self._hear, args=(engine, http), name="jaccl-hear", daemon=True).start()
-        self.link.stage("serve", http.url)
-        self.link.say(
-            "serving", url=http.url, model=name, context=self.served.context, load_s=round(loaded.load_s, 3)
-        )
-        if not self.link.wired:
-            sys.stdout.write(f"serving {name} at {http.url}/v1 over {self.world.size} ranks\n")
-            sys.stdout.flush()
+
+        def tell() -> None:
+            self.link.stage("serve", http.url)
+            self.link.say(
+                "serving", url=http.url, model=name, context=context, load_s=round(loaded.load_s, 3)
+            )
+            if not self.link.wired:
+                sys.stdout.write(f"serving {name} at {http.url}/v1 over {self.world.size} ranks\n")
+                sys.stdout.flush()
+
         try:
-            engine.run()
+            engine.run(tell)
         except KeyboardInterrupt:
             engine.stop()
         except Exception:
@@ -368,6 +375,20 @@ class Service:
                 return
             elif message["kind"] == "ended":  # nobody listens any more: the service is over
                 return
+
+
+def fitting(context: int, capacity: int) -> int:
+    """The tokens of context to serve where memory holds `capacity`.
+
+    Raises:
+        JobError: too few for anyone.
+    """
+    if capacity < min(LEAST_CONTEXT, context):
+        raise JobError(
+            f"memory holds {capacity} tokens beside the model, on the rank with the least: too few to serve",
+            fix="Use more ranks or a smaller (or quantized) model, free memory there, or raise --memory-gb.",
+        )
+    return max(2, min(context, capacity))
 
 
 def _fingerprint(model: ModelFacts, world: World, sharding: str) -> str:

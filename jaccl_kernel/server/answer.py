@@ -27,6 +27,7 @@ class Choice:
     Attributes:
         tokens: how many were generated, a token that ended the text included.
         finish: why it ended, once it has: "stop", "length" or "tool_calls".
+        left: whether nobody reads it any more.
     """
 
     def __init__(self, index: int, engine: Engine, stream: Stream, assembler: Assembler) -> None:
@@ -35,6 +36,7 @@ class Choice:
         self.assembler = assembler
         self.tokens = 0
         self.finish: str | None = None
+        self.left = False
         self.last: float | None = None
         self.gaps: list[float] = []
         self._engine = engine

@@ -7,6 +7,7 @@ watched: once it is gone, its sequences leave the batch. Knows the engine as a p
 import asyncio
 import hashlib
 import json
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
@@ -15,20 +16,23 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 
 from jaccl_kernel.server import page, schema
 from jaccl_kernel.server.answer import Choice, Delta
 from jaccl_kernel.server.chat import Prompt, chat_prompt, completion_prompts
 from jaccl_kernel.server.examples import examples
 from jaccl_kernel.server.generation import Engine, Generation, Served, ServerError
-from jaccl_kernel.server.guard import Guard, check_key, read_body
+from jaccl_kernel.server.guard import Cors, Guard, Uploads, check_key
 from jaccl_kernel.server.metrics import Metrics
 from jaccl_kernel.server.responses import Shapes
 from jaccl_kernel.server.text import Assembler, Piece
 
 KEEPALIVE_S = 10.0  # of silence, after which a stream sends a comment: proxies close what says nothing
+LARGE = 256 << 10  # bytes of a body from which on reading it would hold up the event loop
+GONE = 499  # nginx's: nobody is there to read it
 T = TypeVar("T")
+R = TypeVar("R", bound=schema.Request)
+log = logging.getLogger(__name__)
 
 
 def make_app(engine: Engine, served: Callable[[], Served | None]) -> FastAPI:
@@ -56,7 +60,7 @@ def make_app(engine: Engine, served: Callable[[], Served | None]) -> FastAPI:
         body = {"content": {"application/json": {"schema": kind.model_json_schema()}}, "required": True}
         app.post(path, openapi_extra={"requestBody": body})(route)
     app.add_middleware(Guard, served=served, metrics=api.metrics)
-    app.add_middleware(_Cors, served=served)
+    app.add_middleware(Cors, served=served)
     return app
 
 
@@ -66,6 +70,7 @@ class _Api:
     def __init__(self, engine: Engine, served: Callable[[], Served | None]) -> None:
         self._engine = engine
         self._served = served
+        self._uploads = Uploads()
         self._texts = ThreadPoolExecutor(
             1, thread_name_prefix="jaccl-text"
         )  # tokenizers are not for two threads
@@ -111,9 +116,7 @@ class _Api:
 
     async def chat(self, request: Request) -> Response:
         served = self._ready(request)
-        data = schema.parse_json(await read_body(request, served.max_body_bytes))
-        asked = schema.validate(schema.ChatRequest, data)
-        _check_model(asked.model, served)
+        asked = await self._asked(request, schema.ChatRequest, served)
         report = asked.report()
         prompt = await self._off_loop(lambda: chat_prompt(asked, served))
         tools = [] if asked.tool_choice == "none" else asked.tools
@@ -131,9 +134,7 @@ class _Api:
 
     async def completions(self, request: Request) -> Response:
         served = self._ready(request)
-        data = schema.parse_json(await read_body(request, served.max_body_bytes))
-        asked = schema.validate(schema.CompletionRequest, data)
-        _check_model(asked.model, served)
+        asked = await self._asked(request, schema.CompletionRequest, served)
         if asked.echo and (asked.stream or asked.logprobs is not None):
             raise ServerError(
                 400,
@@ -146,6 +147,21 @@ class _Api:
         shapes = Shapes(served, chat=False, report=report is not None)
         return await self._answer(request, asked, served, prompts, report, asked.limit(), shapes, [])
 
+    async def _asked(self, request: Request, kind: type[R], served: Served) -> R:
+        """The request, read and checked in all that needs no tokenizer."""
+        body = await self._uploads.read(request, served.max_body_bytes)
+
+        def read() -> R:
+            return schema.validate(kind, schema.parse_json(body))
+
+        asked = await asyncio.to_thread(read) if len(body) > LARGE else read()
+        _check_model(asked.model, served)
+        if (wanted := asked.choices()) > served.max_choices:
+            raise ServerError(
+                400, f"{wanted} choices; at most {served.max_choices} are made at once", param="n"
+            )
+        return asked
+
     async def _answer(
         self,
         request: Request,
@@ -157,8 +173,6 @@ class _Api:
         shapes: Shapes,
         tools: list[dict[str, Any]],
     ) -> Response:
-        if len(prompts) * asked.n > served.max_choices:
-            raise ServerError(400, f"at most {served.max_choices} choices are made at once", param="n")
         generations = [
             Generation(
                 prompt.tokens,
@@ -173,11 +187,17 @@ class _Api:
         ]
         begins = [prompt.begins for prompt in prompts for _ in range(asked.n)]
         choices: list[Choice] = []
+        parallel = asked.parallel_tool_calls if isinstance(asked, schema.ChatRequest) else True
         try:
             for at, (generation, begin) in enumerate(zip(generations, begins, strict=True)):
                 stream = self._engine.submit(generation)
                 assembler = Assembler(
-                    served.tokenizer, stops=asked.stops(), tools=tools, begins=begin, sort=shapes.chat
+                    served.tokenizer,
+                    stops=asked.stops(),
+                    tools=tools,
+                    begins=begin,
+                    sort=shapes.chat,
+                    parallel=parallel,
                 )
                 choices.append(Choice(at, self._engine, stream, assembler))
             if asked.stream:
@@ -191,7 +211,7 @@ class _Api:
                 )
             deltas = await _unless_gone(request, _gather([_whole(choice) for choice in choices]))
         except BaseException as error:
-            self._leave(choices, gone=not isinstance(error, ServerError))
+            self._leave(choices, gone=not isinstance(error, ServerError) or error.status == GONE)
             raise
         self._book(choices)
         echo = asked.echo if isinstance(asked, schema.CompletionRequest) else False
@@ -202,11 +222,12 @@ class _Api:
         self, choices: list[Choice], shapes: Shapes, asked: schema.Request
     ) -> AsyncGenerator[bytes, None]:
         """The server-sent events of a stream, from its first byte to `[DONE]`."""
-        ended = False
+        ended = told = False
         begun: set[int] = set()
         try:
             async with aclosing(_merged(choices)) as merged:
                 async for item in merged:
+                    told = True
                     if item is None:
                         yield b": still working\n\n"
                         continue
@@ -218,21 +239,24 @@ class _Api:
                 yield _event(shapes.last_chunk(choices))
             ended = True
             yield b"data: [DONE]\n\n"
-        except ServerError as error:
+        except Exception as error:
             ended = True
-            if not begun:
+            if not told:  # it can still be a status
                 raise
-            yield _event(error.body())
+            if not isinstance(error, ServerError):
+                log.exception("a stream broke")
+            yield _event(_told(error).body())
             yield b"data: [DONE]\n\n"
         finally:
             self._leave(choices, gone=not ended)
             self._book(choices)
 
     def _leave(self, choices: list[Choice], *, gone: bool) -> None:
-        for choice in choices:
-            self._engine.cancel(choice.stream)
-        if gone:
+        if gone and not all(choice.left for choice in choices):
             self.metrics.cancelled.inc()
+        for choice in choices:
+            choice.left = True
+            self._engine.cancel(choice.stream)
 
     def _book(self, choices: list[Choice]) -> None:
         for one in choices:
@@ -287,7 +311,7 @@ async def _merged(choices: list[Choice]) -> AsyncGenerator[tuple[Choice, Delta] 
                 async for delta in deltas:
                     queue.put_nowait((choice, delta))
             queue.put_nowait(None)
-        except ServerError as error:
+        except Exception as error:  # whatever it is, its reader must not wait for more
             queue.put_nowait(error)
 
     tasks = [asyncio.create_task(pump(choice)) for choice in choices]
@@ -319,7 +343,7 @@ async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        raise ServerError(499, "the client went away", kind="client_closed")
+        raise ServerError(GONE, "the client went away", kind="client_closed")
     except BaseExceptionGroup as group:
         raise next((one for one in group.exceptions if isinstance(one, ServerError)), group) from None
     finally:
@@ -386,29 +410,14 @@ async def _tell_http_error(request: Request, error: Exception) -> Response:
 
 
 async def _tell_bug(request: Request, error: Exception) -> Response:
-    """Our own mistake: told as one, without what is inside."""
+    return JSONResponse(_told(error).body(), 500)
+
+
+def _told(error: Exception) -> ServerError:
+    """An error as clients hear it; our own mistakes without what is inside."""
+    if isinstance(error, ServerError):
+        return error
     what = hashlib.sha256(repr(error).encode()).hexdigest()[:8]
-    told = ServerError(
+    return ServerError(
         500, f"an error inside the server ({type(error).__name__}, {what})", kind="server_error"
     )
-    return JSONResponse(told.body(), 500)
-
-
-class _Cors:
-    """CORS for the origins that are allowed, once it is known which; none at all otherwise."""
-
-    def __init__(self, app: Any, served: Callable[[], Served | None]) -> None:
-        self._app = app
-        self._served = served
-        self._open: Any = None
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        served = self._served()
-        if served and served.cors_origins and self._open is None:
-            self._open = CORSMiddleware(
-                self._app,
-                allow_origins=list(served.cors_origins),
-                allow_methods=["GET", "POST"],
-                allow_headers=["Authorization", "Content-Type"],
-            )
-        await (self._open or self._app)(scope, receive, send)

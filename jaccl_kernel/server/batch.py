@@ -73,6 +73,15 @@ class Held:
     cache: list[Any]
     tokens: list[int]
 
+    @classmethod
+    def of(cls, cache: list[Any], tokens: Sequence[int]) -> "Held":
+        """Hold a cache that was just cut out of a batch.
+
+        Until it is evaluated it is a promise that keeps the whole batch's arrays: many times its own size.
+        """
+        mx.async_eval(_arrays(cache))
+        return cls(cache, list(tokens))
+
     def __len__(self) -> int:
         return len(self.tokens)
 
@@ -169,7 +178,7 @@ class Batch:
         number = self._number.pop(sequence)
         [(cache, tokens)] = self._generator.remove([number], return_prompt_caches=True).values()
         del self._sequence[number]
-        self.held[sequence] = Held(cache, list(tokens))
+        self.held[sequence] = Held.of(cache, tokens)
 
     def step(self) -> list[Token]:
         """One step of all: a token for each that generates, and a chunk of the prompts that wait."""
@@ -182,7 +191,7 @@ class Batch:
             sequence = self._sequence[one.uid]
             tokens.append(Token(sequence, one.token, one.logprobs, one.finish_reason))
             if one.finish_reason is not None:
-                self.held[sequence] = Held(one.prompt_cache, one.all_tokens)
+                self.held[sequence] = Held.of(one.prompt_cache, one.all_tokens)
                 del self._sequence[one.uid], self._number[sequence]
         return tokens
 
@@ -191,7 +200,7 @@ class Batch:
         ((cache, tokens),) = self._generator.extract_cache([response.uid]).values()
         sequence = self._sequence[response.uid]
         if response.progress[0] < response.progress[1] - 1 and sequence not in self.passed:
-            self.passed[sequence] = Held(cache, list(tokens))
+            self.passed[sequence] = Held.of(cache, tokens)
 
     def sequences(self) -> list[int]:
         """The callers' numbers of all that are in it."""
@@ -210,7 +219,9 @@ class Batch:
 def token_bytes(held: Held) -> float:
     """Bytes of cache a token, of the layers that grow with the sequence."""
     growing = [layer for layer in held.cache if getattr(layer, "keys", None) is not None]
-    arrays = [
-        array for layer in growing for _, array in tree_flatten(layer.state) if isinstance(array, mx.array)
-    ]
-    return sum(array.nbytes for array in arrays) / max(1, len(held))
+    return sum(array.nbytes for array in _arrays(growing)) / max(1, len(held))
+
+
+def _arrays(cache: Sequence[Any]) -> list[mx.array]:
+    states = [layer.state for layer in cache if not layer.empty()]
+    return [array for _, array in tree_flatten(states) if isinstance(array, mx.array)]

@@ -4,8 +4,10 @@ All of it on rank 0 and from the served model's own template; what the template 
 Knows no HTTP and starts no generation. Not for two threads at once: tokenizers are not.
 """
 
+import functools
+import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,15 +17,7 @@ from jaccl_kernel.server.generation import Served, ServerError
 from jaccl_kernel.server.schema import ChatRequest, CompletionRequest
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-RESERVED = (
-    "conversation",
-    "messages",
-    "tools",
-    "tokenize",
-    "add_generation_prompt",
-    "return_dict",
-    "chat_template",
-)
+FOR_TEMPLATES = {"documents"}  # the one named parameter of apply_chat_template that is the template's
 COMPACT = {"whitespace_flexible": False}  # a small model would otherwise fill its answer with blanks
 
 
@@ -62,11 +56,23 @@ def chat_prompt(request: ChatRequest, served: Served) -> Prompt:
     tools = _tools(request, tokenizer)
     forced = _forced_tools(request, tools, tokenizer)
     grammar = _tool_grammar(forced) if forced else _format_grammar(request.response_format)
-    kwargs = _template_arguments(request)
+    if grammar and tools and not forced:
+        raise ServerError(
+            400,
+            "an answer that is held to a format cannot call tools: leave tools or response_format out, "
+            "or send tool_choice none",
+            code="unsupported_parameter",
+            param="response_format",
+        )
+    kwargs = _template_arguments(request, tokenizer)
     if grammar and tokenizer.has_thinking:
         kwargs.setdefault("enable_thinking", False)
+    _refuse_far_too_long((message["content"] for message in messages), served, "messages")
     tokens = _apply(tokenizer, messages, tools, kwargs, prompt=True)
-    begins = _begins(tokenizer, tokens)
+    told = 0  # how many tokens are the messages', not the generation prompt's
+    if served.boundaries or _opens_reasoning(tokenizer, tokens):
+        told = _common(_apply(tokenizer, messages, tools, kwargs, prompt=False), tokens)
+    begins = _begins(tokenizer, tokens[told:])
     if grammar and begins != "normal":
         raise ServerError(
             400,
@@ -77,11 +83,7 @@ def chat_prompt(request: ChatRequest, served: Served) -> Prompt:
     if forced:
         tokens = [*tokens, *tokenizer.encode(tokenizer.tool_call_start, add_special_tokens=False)]
         begins = "tool"
-    boundary = 0
-    if served.boundaries:
-        without = _apply(tokenizer, messages, tools, kwargs, prompt=False)
-        boundary = next((at for at, (a, b) in enumerate(zip(without, tokens, strict=False)) if a != b), 0)
-        boundary = boundary or min(len(without), len(tokens))
+    boundary = told if served.boundaries else 0
     return Prompt(_checked(tokens, served, "messages"), begins, boundary, grammar)
 
 
@@ -91,10 +93,8 @@ def completion_prompts(request: CompletionRequest, served: Served) -> list[Promp
     Raises:
         ServerError: 400, a prompt is empty, too long, or holds what is no token.
     """
-    given = request.prompt
-    several: list[Any] = [given]
-    if isinstance(given, list) and not all(isinstance(one, int) for one in given):
-        several = list(given)
+    several = request.prompts()
+    _refuse_far_too_long((one for one in several if isinstance(one, str)), served, "prompt", together=False)
     prompts = []
     for one in several:
         tokens = list(served.tokenizer.encode(one)) if isinstance(one, str) else list(one)
@@ -102,6 +102,24 @@ def completion_prompts(request: CompletionRequest, served: Served) -> list[Promp
     if not prompts:
         raise ServerError(400, "prompt: is empty", param="prompt")
     return prompts
+
+
+def _refuse_far_too_long(texts: Iterable[str], served: Served, param: str, *, together: bool = True) -> None:
+    """Refuse a text that cannot fit, however it is cut into tokens, without the work of cutting it."""
+    lengths = [len(text) for text in texts]
+    characters = sum(lengths) if together else max(lengths, default=0)
+    if characters > served.context * _longest_token(served.tokenizer):
+        raise ServerError(
+            400,
+            f"{characters} characters are more than {served.context} tokens, which the context takes",
+            code="context_length_exceeded",
+            param=param,
+        )
+
+
+@functools.lru_cache(maxsize=4)
+def _longest_token(tokenizer: Any) -> int:
+    return max(map(len, tokenizer.get_vocab()), default=1)
 
 
 def _checked(tokens: list[int], served: Served, param: str) -> list[int]:
@@ -166,7 +184,7 @@ def _past_calls(calls: Any, where: str) -> list[dict[str, Any]]:
             arguments = function.get("arguments") or {}
             function["arguments"] = json.loads(arguments) if isinstance(arguments, str) else arguments
             told.append({**call, "function": function})
-    except (TypeError, KeyError, ValueError, AttributeError):
+    except (TypeError, KeyError, ValueError, AttributeError, RecursionError):
         raise ServerError(
             400, f"{where}: each needs a function with a name, and arguments that are JSON", param=where
         ) from None
@@ -266,9 +284,10 @@ def _json_grammar(schema: dict[str, Any], param: str) -> str:
     return grammar
 
 
-def _template_arguments(request: ChatRequest) -> dict[str, Any]:
+def _template_arguments(request: ChatRequest, tokenizer: Any) -> dict[str, Any]:
     kwargs = dict(request.chat_template_kwargs)
-    if taken := next((name for name in RESERVED if name in kwargs), None):
+    own = reserved(tokenizer)
+    if taken := next((name for name in kwargs if name in own), None):
         raise ServerError(
             400, f"chat_template_kwargs: {taken!r} is not for clients", param=f"chat_template_kwargs.{taken}"
         )
@@ -276,6 +295,15 @@ def _template_arguments(request: ChatRequest) -> dict[str, Any]:
         kwargs.setdefault("reasoning_effort", request.reasoning_effort)
         kwargs.setdefault("enable_thinking", request.reasoning_effort != "none")
     return kwargs
+
+
+def reserved(tokenizer: Any) -> set[str]:
+    """What `apply_chat_template` takes for itself (padding, truncation, …) and no client may set.
+
+    Read from its signature: every release of transformers has its own.
+    """
+    named = inspect.signature(tokenizer._tokenizer.apply_chat_template).parameters.values()
+    return {one.name for one in named if one.kind is not one.VAR_KEYWORD} - FOR_TEMPLATES | {"messages"}
 
 
 def _apply(
@@ -298,8 +326,20 @@ def _apply(
         ) from error
 
 
-def _begins(tokenizer: Any, tokens: list[int]) -> str:
-    """Where the answer begins: a template may have opened the reasoning."""
-    if tokenizer.has_thinking and tokenizer.rfind_think_start(tokens) > tokenizer.rfind_think_end(tokens):
+def _begins(tokenizer: Any, opening: list[int]) -> str:
+    """Where the answer begins: a template's generation prompt may have opened the reasoning."""
+    if _opens_reasoning(tokenizer, opening):
         return "reasoning"
     return "reasoning" if tokenizer.response_initial_state == "reasoning" else "normal"
+
+
+def _opens_reasoning(tokenizer: Any, tokens: list[int]) -> bool:
+    return bool(
+        tokenizer.has_thinking and tokenizer.rfind_think_start(tokens) > tokenizer.rfind_think_end(tokens)
+    )
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    shortest = min(len(one), len(other))
+    return next((at for at in range(shortest) if one[at] != other[at]), shortest)

@@ -1,101 +1,33 @@
 """The control plane: plans from rank 0 to the workers, heartbeats both ways, over TCP that both ends prove.
 
-A frame is a length (4 bytes, big-endian) and so many bytes of JSON. Both ends prove by HMAC that they know
-the launch's secret before a word is believed; a client that is silent, lies or talks nonsense is dropped and
-keeps nobody waiting. Once every worker is in, nothing listens any more. Who closes, or is silent for
-SILENCE_S, is told to the listener with its rank. Knows frames and ranks, no models and no requests. No mlx.
+Both ends prove by HMAC that they know the launch's secret before a word is believed; a client that is silent,
+lies or talks nonsense is dropped and keeps nobody waiting. Once every worker is in, nothing listens any more.
+Who closes, or is silent for SILENCE_S, is told to the listener with its rank. Knows ranks, no models and no
+requests; frames are channel.py's. No mlx.
 """
 
 import contextlib
 import functools
 import hashlib
 import hmac
-import json
 import os
 import queue
 import secrets
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from jaccl_kernel.errors import Busy, DeadlineExceeded, JobError
+from jaccl_kernel.server.channel import Channel, Message
 
-Message = dict[str, Any]
-
-MAX_FRAME = 64 << 20  # bytes: a prompt of some millions of tokens
 HANDSHAKE_S = 5.0
-MAX_STRANGERS = 32  # connections that have not proved anything yet
+MAX_STRANGERS = 32  # connections that have not proved anything yet; one more ends the oldest
+AGAIN_S = 0.1  # before a worker that was not let in tries again
 BEAT_S = 0.4
 SILENCE_S = 2.0
-SEND_S = 10.0  # a worker that takes nothing for so long is as good as dead
-
-
-class Channel:
-    """One proven connection: whole frames in and out."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._socket = connection
-        self._lock = threading.Lock()
-        self._pending = bytearray()
-
-    def send(self, message: Message) -> None:
-        """Send one frame, whole, from any thread.
-
-        Raises:
-            OSError: the other end is gone, or takes nothing.
-        """
-        body = json.dumps(message, separators=(",", ":")).encode("ascii")
-        with self._lock:
-            self._socket.sendall(struct.pack(">I", len(body)) + body)
-
-    def receive(self, limit: int = MAX_FRAME) -> Message:
-        """The next frame. A timeout in the middle of one loses nothing: the next call goes on there.
-
-        Raises:
-            BlockingIOError: nothing came within the deadline.
-            OSError: the end of the connection, or nonsense.
-        """
-        while (body := self._take(limit)) is None:
-            piece = self._socket.recv(1 << 20)
-            if not piece:
-                raise ConnectionError("the connection was closed")
-            self._pending += piece
-        try:
-            message = json.loads(body)
-        except ValueError as error:
-            raise ConnectionError("a frame that is not JSON") from error
-        if not isinstance(message, dict):
-            raise ConnectionError("a frame that is not an object")
-        return message
-
-    def _take(self, limit: int) -> bytes | None:
-        """The body of the frame that is in, or None while it is not whole."""
-        if len(self._pending) < 4:
-            return None
-        (length,) = struct.unpack_from(">I", self._pending)
-        if length > limit:
-            raise ConnectionError(f"a frame of {length} bytes")
-        if len(self._pending) < 4 + length:
-            return None
-        body = bytes(self._pending[4 : 4 + length])
-        del self._pending[: 4 + length]
-        return body
-
-    def deadline(self, receive: float | None, send: float = SEND_S) -> None:
-        """How many seconds a receive (None: as long as it takes) and a send may take."""
-        for option, seconds in ((socket.SO_RCVTIMEO, receive or 0.0), (socket.SO_SNDTIMEO, send)):
-            value = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
-            self._socket.setsockopt(socket.SOL_SOCKET, option, value)
-
-    def close(self) -> None:
-        """Close it, waking whoever waits in `receive`."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
+GOODBYE_S = 1.0  # for the last one
 
 
 @dataclass
@@ -133,7 +65,7 @@ class Leader:
         self._changed = threading.Condition()
         self._closing = False
         self._gathered = size == 1
-        self._strangers = threading.Semaphore(MAX_STRANGERS)
+        self._strangers: list[Channel] = []  # oldest first
         self._listener = _listen(address, port)
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
         _thread(self._accept, "jaccl-control-accept")
@@ -160,11 +92,11 @@ class Leader:
             _thread(functools.partial(self._listen_to, worker), f"jaccl-control-{worker.rank}")
         _thread(self._watch, "jaccl-control-watch")
 
-    def send(self, message: Message) -> None:
+    def send(self, message: Message, within: float | None = None) -> None:
         """Send a message to every worker; one that is gone is told to the listener, not raised."""
         for worker in self.workers.values():
             try:
-                worker.channel.send(message)
+                worker.channel.send(message, within)
             except OSError as error:
                 self._lose(worker, f"its connection to rank 0 broke ({error})")
 
@@ -172,7 +104,7 @@ class Leader:
         """Close every connection, after a last message: no worker is missed any more."""
         self._closing = True
         if last:
-            self.send(last)
+            self.send(last, GOODBYE_S)
         for worker in self.workers.values():
             worker.channel.close()
 
@@ -184,22 +116,25 @@ class Leader:
             except OSError:  # nobody yet
                 continue
             connection.settimeout(None)
-            if not self._strangers.acquire(blocking=False):
-                connection.close()
-                continue
-            _thread(functools.partial(self._greet, connection), "jaccl-control-greet")
+            channel = Channel(connection)
+            with self._changed:
+                self._strangers.append(channel)
+                oldest = self._strangers.pop(0) if len(self._strangers) > MAX_STRANGERS else None
+            if oldest:  # a worker proves itself in no time
+                oldest.close()
+            _thread(functools.partial(self._greet, connection, channel), "jaccl-control-greet")
         self._listener.close()
 
-    def _greet(self, connection: socket.socket) -> None:
+    def _greet(self, connection: socket.socket, channel: Channel) -> None:
         """Let a worker prove itself; anyone else is dropped."""
-        channel = Channel(connection)
         try:
             rank = self._prove(connection, channel)
         except (OSError, ValueError, KeyError, TypeError):
             channel.close()
             return
         finally:
-            self._strangers.release()
+            with self._changed, contextlib.suppress(ValueError):
+                self._strangers.remove(channel)
         with self._changed:
             if self._closing or rank in self.workers:
                 channel.close()
@@ -209,17 +144,19 @@ class Leader:
 
     def _prove(self, connection: socket.socket, channel: Channel) -> int:
         _tune(connection)
-        channel.deadline(HANDSHAKE_S, HANDSHAKE_S)
-        end = time.monotonic() + HANDSHAKE_S
         nonce = secrets.token_hex(16)
         channel.send({"nonce": nonce})
-        answer = channel.receive(limit=1024)
+        answer = channel.receive(limit=1024, end=time.monotonic() + HANDSHAKE_S)
         rank, theirs = int(answer["rank"]), str(answer["nonce"])
         expected = _proof(self._secret, "worker", rank, nonce, theirs)
-        if time.monotonic() > end or not 0 < rank < self._size:
-            raise ConnectionError("too late, or no such rank")
+        if not 0 < rank < self._size:
+            raise ConnectionError("no such rank")
         if not hmac.compare_digest(expected, str(answer["proof"])):
             raise ConnectionError("a wrong proof")
+        with self._changed:
+            if channel not in self._strangers:
+                raise ConnectionError("others came")
+            self._strangers.remove(channel)  # before it hears that it is in: from now on nobody ends it
         channel.send({"proof": _proof(self._secret, "leader", rank, nonce, theirs)})
         channel.deadline(None)
         return rank
@@ -242,14 +179,14 @@ class Leader:
             now = time.monotonic()
             paused = now - last > SILENCE_S / 2
             last = now
-            for worker in self.workers.values():
-                if worker.dead:
-                    continue
+            workers = [worker for worker in self.workers.values() if not worker.dead]
+            for worker in workers:
                 if paused:
                     worker.heard = now
                 self._judge(worker, now)
+            for worker in workers:
                 with contextlib.suppress(OSError):  # its reader thread tells
-                    worker.channel.send({"beat": True})
+                    worker.channel.send_if_free({"beat": True})
 
     def _judge(self, worker: Worker, now: float) -> None:
         silent = now - worker.heard > SILENCE_S
@@ -348,31 +285,44 @@ class Follower:
 
 
 def _connect(address: tuple[str, int], rank: int, secret: bytes, deadline: float) -> Channel:
+    """Reach rank 0 and prove both ends; tried again until the deadline, as strangers may crowd the port."""
     end = time.monotonic() + deadline
     while True:
         try:
             connection = socket.create_connection(address, timeout=HANDSHAKE_S)
-            break
         except OSError as error:
-            if time.monotonic() > end:
-                raise JobError(
-                    f"cannot reach rank 0's control port {address[0]}:{address[1]}: {error}",
-                    where=f"rank {rank}",
-                    fix="Check the firewall and Local Network privacy, or choose another --ctrl-port.",
-                ) from error
-            time.sleep(0.1)
+            what, cause = f"cannot reach rank 0's control port {address[0]}:{address[1]}: {error}", error
+        else:
+            try:
+                return _introduce(connection, address, rank, secret)
+            except OSError as error:
+                what, cause = f"rank 0 did not let this rank in: {error}", error
+        if time.monotonic() > end:
+            raise JobError(
+                what,
+                where=f"rank {rank}",
+                fix="Check the firewall and Local Network privacy, or choose another --ctrl-port.",
+            ) from cause
+        time.sleep(AGAIN_S)
+
+
+def _introduce(connection: socket.socket, address: tuple[str, int], rank: int, secret: bytes) -> Channel:
+    """A worker's side of the proof."""
     connection.settimeout(None)
     _tune(connection)
     channel = Channel(connection)
-    channel.deadline(HANDSHAKE_S)
+    end = time.monotonic() + HANDSHAKE_S
     try:
-        theirs = str(channel.receive(limit=1024)["nonce"])
+        theirs = str(channel.receive(limit=1024, end=end)["nonce"])
         nonce = secrets.token_hex(16)
         channel.send({"rank": rank, "nonce": nonce, "proof": _proof(secret, "worker", rank, theirs, nonce)})
-        proven = str(channel.receive(limit=1024)["proof"])
-    except (OSError, KeyError) as error:
+        proven = str(channel.receive(limit=1024, end=end)["proof"])
+    except KeyError as error:
         channel.close()
-        raise JobError(f"rank 0 did not let this rank in: {error}", where=f"rank {rank}") from error
+        raise ConnectionError(f"it said no {error}") from None
+    except OSError:
+        channel.close()
+        raise
     if not hmac.compare_digest(proven, _proof(secret, "leader", rank, theirs, nonce)):
         channel.close()
         raise JobError(

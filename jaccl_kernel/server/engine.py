@@ -12,7 +12,7 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,8 @@ import mlx.core as mx
 
 from jaccl_kernel.server.batch import Batch, Held, Token
 from jaccl_kernel.server.cache import CacheIndex
-from jaccl_kernel.server.control import Follower, Leader, Message
+from jaccl_kernel.server.channel import Message
+from jaccl_kernel.server.control import Follower, Leader
 from jaccl_kernel.server.generation import Generation, ServerError, Step, Stream
 from jaccl_kernel.server.grammar import Grammars
 from jaccl_kernel.server.sampling import Chooser, Row
@@ -152,7 +153,8 @@ class Running:
 
     stream: Stream
     add: Add
-    reserved: int
+    reserved: int  # tokens that memory is set aside for, at the least what it has
+    length: int  # tokens that it has, its prompt's included
     cancelled: bool = False
 
 
@@ -163,7 +165,8 @@ class Limits:
     Args:
         max_sequences: in the batch at once.
         max_queue: waiting for a place in it; more are refused with 429.
-        capacity: tokens that fit the memory of every rank, prompt caches included.
+        capacity: tokens that fit the memory of every rank, prompt caches included. A batch takes as many as
+            its longest sequence for each of its rows: mlx-lm pads the others.
         cache: tokens of prompt caches to keep at most.
         token_bytes: what a token costs on rank 0, for reports.
     """
@@ -292,11 +295,15 @@ class Engine:
 
     # the engine's own thread
 
-    def run(self) -> None:
-        """Step the batch until `stop`; an error of a step fails every stream and is raised."""
+    def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
+        """Step the batch until `stop`; an error of a step fails every stream and is raised.
+
+        `on_ready` is called once requests are taken.
+        """
         with self._wake:
             if not self.failed:
                 self.state = "ready"
+        on_ready()
         try:
             while self._wait_for_work():
                 self._round()
@@ -347,6 +354,8 @@ class Engine:
         self.busy_since = time.monotonic()
         with self._wake:
             plan = self._plan()
+        self._seat(plan)
+        plan.step = bool(self._running)
         if self._control:
             self._control.send(plan.to_json())
         tokens = self._share.apply(plan, lambda add: self._known(add))
@@ -373,10 +382,10 @@ class Engine:
             if number is not None:
                 plan.keep.append((sequence, number, boundary))
         self._settling.clear()
+        self._make_room(plan)
         while self._waiting and len(self._running) < self.limits.max_sequences:
             if not self._admit(plan):
                 break
-        plan.step = bool(self._running)
         return plan
 
     def _leave(self, plan: Plan, sequence: int) -> None:
@@ -385,21 +394,33 @@ class Engine:
         del self._running[sequence]
         self._chooser.rows.pop(sequence, None)
 
+    def _make_room(self, plan: Plan) -> None:
+        """Answers may outgrow what was set aside: drop kept caches for them, then the youngest of them."""
+        capacity = self.limits.capacity
+        while (need := _padded(one.length for one in self._running.values())) > capacity:
+            sequence = max(self._running)
+            error = ServerError(
+                503,
+                f"this answer was ended: {len(self._running)} sequences as long as the longest take {need} "
+                f"tokens of memory, and these ranks hold {capacity}",
+                kind="server_error",
+                code="memory_full",
+                retry_after=10,
+            )
+            self._feed([(self._running[sequence].stream, error)])
+            self._leave(plan, sequence)
+        plan.drop += self.cache.shrink(capacity - need)
+
     def _admit(self, plan: Plan) -> bool:
         """Let the longest waiting one in, if its memory is there."""
         generation = self._waiting[0].generation
         need = len(generation.prompt) + min(generation.max_tokens, RESERVE)
-        running = sum(one.reserved for one in self._running.values())
-        if running + need > self.limits.capacity:
+        together = _padded([need, *(one.reserved for one in self._running.values())])
+        if together > self.limits.capacity:
             return False
         found = self.cache.find(generation.prompt)
-        plan.drop += self.cache.shrink(max(0, self.limits.capacity - running - need))
+        plan.drop += self.cache.shrink(self.limits.capacity - together)
         stream = self._waiting.popleft()
-        try:
-            row = self._row(generation)
-        except ServerError as error:
-            self._feed([(stream, error)])
-            return True
         sequence = next(self._sequences)
         used = found.length if found else 0
         add = Add(
@@ -411,13 +432,24 @@ class Engine:
         )
         stream.cached_tokens = used
         stream.admitted = time.perf_counter()
-        self._chooser.rows[sequence] = row
-        self._running[sequence] = Running(stream, add, need)
+        self._running[sequence] = Running(stream, add, need, len(generation.prompt))
         self._hits += used
         self._lookups += len(generation.prompt)
         self._prompt_tokens += len(add.prompt)
         plan.add.append(add)
         return True
+
+    def _seat(self, plan: Plan) -> None:
+        """Give the newcomers their rows; not under the lock, as a grammar can take a while to make."""
+        for add in list(plan.add):
+            stream = self._running[add.sequence].stream
+            try:
+                self._chooser.rows[add.sequence] = self._row(stream.generation)
+            except ServerError as error:
+                self._feed([(stream, error)])
+                with self._wake:
+                    del self._running[add.sequence]
+                plan.add.remove(add)
 
     def _row(self, generation: Generation) -> Row:
         mask = self._grammars.mask(generation.grammar) if generation.grammar else None
@@ -431,6 +463,8 @@ class Engine:
             logprob, top = one.report.read() if one.report else (None, ())
             if not running.cancelled:
                 items.append((running.stream, Step(one.token, one.finish, logprob, top)))
+            running.length += 1
+            running.reserved = max(running.reserved, running.length)
             if one.finish:
                 del self._running[one.sequence]
                 self._chooser.rows.pop(one.sequence, None)
@@ -524,7 +558,13 @@ class Engine:
         return f"rank {rank} ({name})" if name else f"rank {rank}"
 
     def _used(self) -> int:
-        return self.cache.tokens + sum(one.reserved for one in list(self._running.values()))
+        return self.cache.tokens + _padded(one.reserved for one in list(self._running.values()))
+
+
+def _padded(lengths: Iterable[int]) -> int:
+    """Tokens that a batch of sequences takes: mlx-lm pads each to the longest."""
+    every = list(lengths)
+    return len(every) * max(every, default=0)
 
 
 def _feed_all(items: Sequence[tuple[Stream, Step | ServerError]]) -> None:

@@ -16,7 +16,7 @@ from jaccl_kernel.server.generation import ServerError
 
 
 class Grammars:
-    """Makes matchers for one tokenizer.
+    """Makes matchers for one tokenizer; made in some tenths of a second, so before anyone asks.
 
     Args:
         tokenizer: mlx-lm's TokenizerWrapper.
@@ -26,24 +26,30 @@ class Grammars:
     def __init__(self, tokenizer: Any, vocabulary: int) -> None:
         self._vocabulary = vocabulary
         self._eos = sorted(tokenizer.eos_token_ids)
-        self._tokenizer = tokenizer
-        self._compiled: Any = None
+        self._tokenizer: Any = None
+        self._complaint = ""
+        try:
+            self._tokenizer = llguidance.hf.from_tokenizer(
+                tokenizer._tokenizer, n_vocab=vocabulary, eos_token=self._eos
+            )
+        except Exception as error:  # an odd tokenizer serves all requests but those with a grammar
+            self._complaint = f"{type(error).__name__}: {error}"
 
     def mask(self, grammar: str) -> Callable[[Sequence[int]], mx.array | None]:
         """A fresh matcher: given the tokens since its last call, which may come next (boolean, vocabulary).
 
         Raises:
-            ServerError: 400, the grammar makes no sense.
+            ServerError: 400, the grammar makes no sense, or this tokenizer takes none.
         """
-        if self._compiled is None:  # some tenths of a second, for the first who asks
-            self._compiled = llguidance.hf.from_tokenizer(
-                self._tokenizer._tokenizer, n_vocab=self._vocabulary, eos_token=self._eos
-            )
-        matcher = llguidance.LLMatcher(self._compiled, grammar, log_level=0)
-        if matcher.is_error():
-            raise ServerError(
-                400, f"the grammar cannot be used: {matcher.get_error()}", param="response_format"
-            )
+        complaint = self._complaint
+        if not complaint:
+            try:
+                matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
+                complaint = matcher.get_error() if matcher.is_error() else ""
+            except Exception as error:  # what a client sends must not end the engine
+                complaint = f"{type(error).__name__}: {error}"
+        if complaint:
+            raise ServerError(400, f"the grammar cannot be used: {complaint}", param="response_format")
         return _Matcher(matcher, self._eos, self._vocabulary)
 
 

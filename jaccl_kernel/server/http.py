@@ -6,6 +6,7 @@ Opened before the model is loaded: whoever asks meanwhile hears the stage. Knows
 import asyncio
 import contextlib
 import os
+import resource
 import socket
 import threading
 from typing import Any
@@ -16,6 +17,8 @@ from jaccl_kernel.errors import Busy
 
 GRACE_S = 2.0  # for open connections to take their last words
 BACKLOG = 512
+CONNECTIONS = 1024  # open at once; a request on one more hears 503
+FILES = 128  # open files that are left for all but connections: a Mac allows a program 256 by default
 
 
 class Http:
@@ -54,6 +57,7 @@ class Http:
             ws="none",
             server_header=False,
             timeout_keep_alive=75,
+            limit_concurrency=_connections(),
             timeout_graceful_shutdown=int(GRACE_S),
         )
         self._server = uvicorn.Server(config)
@@ -76,6 +80,11 @@ class Http:
     def _serve(self) -> None:
         assert self._server
         asyncio.run(self._server.serve(sockets=[self._socket]))
+
+
+def _connections() -> int:
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return CONNECTIONS if files == resource.RLIM_INFINITY else min(CONNECTIONS, max(16, files - FILES))
 
 
 def _bind(host: str, port: int) -> socket.socket:

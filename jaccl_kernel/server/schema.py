@@ -15,6 +15,7 @@ from jaccl_kernel.server.generation import Sampling, ServerError
 MAX_STOPS = 16
 MAX_DEPTH = 64  # of nested JSON
 MAX_INTEGER_DIGITS = 400
+GREEDY = 1e-6  # a temperature below this divides logits into infinities: it means the likeliest token
 
 # Fields of OpenAI's API that change the answer in a way that this server cannot, and what they may be all the
 # same: values that ask for nothing.
@@ -36,7 +37,11 @@ def _number(value: Any) -> Any:
     """A JSON number, not a boolean (which Python takes for one)."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("must be a number")  # noqa: TRY004  pydantic turns a ValueError into its own
-    if not math.isfinite(value):
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:  # a whole number beyond every float
+        finite = False
+    if not finite:
         raise ValueError("must be a finite number")
     return value
 
@@ -59,6 +64,11 @@ class StreamOptions(BaseModel):
 
     model_config = Strict
     include_usage: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_nothing(cls, data: Any) -> Any:
+        return _without_nulls(data) if isinstance(data, dict) else data
 
 
 class Request(BaseModel):
@@ -90,11 +100,15 @@ class Request(BaseModel):
     @classmethod
     def _as_openai_means_it(cls, data: dict[str, Any]) -> dict[str, Any]:
         """A null is a field that is not there; a single stop is a list of one."""
-        data = {key: value for key, value in data.items() if value is not None}
+        data = _without_nulls(data)
         stop = data.get("stop")
         if isinstance(stop, str):
             data["stop"] = [stop]
         return data
+
+    def choices(self) -> int:
+        """How many sequences it asks for."""
+        return self.n
 
     def stops(self) -> tuple[str, ...]:
         """The stop strings, without empty ones, which would stop anything."""
@@ -107,7 +121,7 @@ class Request(BaseModel):
             ServerError: a logit bias for what is no token.
         """
         return Sampling(
-            temperature=self.temperature,
+            temperature=self.temperature if self.temperature >= GREEDY else 0.0,
             top_p=self.top_p,
             top_k=max(0, self.top_k),
             min_p=self.min_p,
@@ -162,6 +176,16 @@ class CompletionRequest(Request):
         if isinstance(data.get("logprobs"), bool):
             data = data | {"logprobs": 0 if data["logprobs"] else None}
         return data
+
+    def prompts(self) -> list[str | list[int]]:
+        """Each of its prompts: a text, or token ids."""
+        given: Any = self.prompt
+        several = isinstance(given, list) and not all(isinstance(one, int) for one in given)
+        return list(given) if several else [given]
+
+    def choices(self) -> int:
+        """How many sequences it asks for."""
+        return len(self.prompts()) * self.n
 
     def limit(self) -> int:
         """How many tokens the client wants at most: 16 if it does not say, as OpenAI's."""
@@ -235,6 +259,10 @@ def _biases(given: dict[str, float], vocabulary: int) -> dict[int, float]:
             )
         biases[int(key)] = bias
     return biases
+
+
+def _without_nulls(data: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in data.items() if value is not None}
 
 
 def _no_constant(text: str) -> None:

@@ -46,6 +46,7 @@ class Assembler:
         tools: the tools that the client offered; without any, tool markers are plain text.
         begins: the state in which the text begins: a template may have opened the reasoning or a call.
         sort: whether reasoning and tool calls are told apart from the answer at all.
+        parallel: whether more than one tool may be called; if not, the first call ends the text.
     """
 
     def __init__(
@@ -56,7 +57,9 @@ class Assembler:
         tools: Sequence[dict[str, Any]] = (),
         begins: str = ANSWER,
         sort: bool = True,
+        parallel: bool = True,
     ) -> None:
+        self._parallel = parallel
         self._detokenizer = tokenizer.detokenizer
         self._parser = tokenizer.tool_parser if tools and sort else None
         self._tools = list(tools)
@@ -71,7 +74,10 @@ class Assembler:
         """Take a token that is not the end of text."""
         if self._state[0] == REASONING:
             self.reasoning_tokens += 1
-        self._detokenizer.add_token(token)
+        try:
+            self._detokenizer.add_token(token)
+        except (IndexError, KeyError, TypeError):  # an id without a text: the logits can be wider than the
+            return Piece()  # tokenizer
         return self._take(self._detokenizer.last_segment)
 
     def end(self, *, cut: bool = False) -> Piece:
@@ -95,6 +101,9 @@ class Assembler:
                 piece.stopped = True
             else:
                 self._sort(piece, state, part)
+            if self.called and not self._parallel:
+                piece.stopped = True
+                break
         return piece
 
     def _sort(self, piece: Piece, state: str | None, text: str) -> None:
@@ -116,6 +125,7 @@ class Assembler:
             calls = [_call(one) for one in (parsed if isinstance(parsed, list) else [parsed])]
         except Exception:  # mlx-lm's parsers raise whatever their model's odd output makes them raise
             calls = []
+        calls = calls if self._parallel else calls[:1]
         if not calls and not broken:
             piece.content += text
         piece.calls += calls
@@ -140,6 +150,8 @@ def _transitions(
         formatted = {to for targets in tokenizer.response_transitions.values() for _, to in targets}
         if TOOL not in formatted:
             edges[ANSWER].append((tokenizer.tool_call_start, TOOL))
+        if REASONING in edges:  # as mlx-lm does: small models forget to close it
+            edges[REASONING].append((tokenizer.tool_call_start, TOOL))
         edges[TOOL] = [(tokenizer.tool_call_end, ANSWER)] if tokenizer.tool_call_end else []
     if sort:
         edges[ANSWER] += [(marker, ANSWER) for marker in tokenizer.structural_markers or ()]

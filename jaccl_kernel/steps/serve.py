@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jaccl_kernel.cluster.check import effective_backend
-from jaccl_kernel.cluster.hostfile import Hostfile
+from jaccl_kernel.cluster.hostfile import LOCAL, Hostfile, ssh_host
 from jaccl_kernel.errors import Busy, InputError, JacclError, JobError, RankDied
 from jaccl_kernel.jobs import lock, ports, servers
 from jaccl_kernel.jobs.ending import to_its_end
@@ -121,12 +121,16 @@ async def serve(
     check_hostfile(hostfile, backend)
     size = len(hostfile.hosts)
     model, facts = await find_model(hostfile, options.model, options.sharding, [size], on_event)
-    title = f"a server of {model.rpartition('/')[2]} at {url_of(options)}"
+    url = url_of(options, hostfile.hosts[0].ssh)
+    title = f"a server of {model.rpartition('/')[2]} at {url}"
     with lock.hold([host.ssh for host in hostfile.hosts], title), contextlib.ExitStack() as stack:
         home = folder or servers.Folder.make()
         stack.enter_context(home.held())
 
         def tell(event: Event) -> None:
+            if event.kind == "serving":  # rank 0 knows its address as it is there
+                told = {"url": url, "only_there": only_there(options, hostfile.hosts[0].ssh)}
+                event = replace(event, data=event.data | told)
             home.add_event(event)
             on_event(event)
 
@@ -189,13 +193,17 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _is_here(ssh: str) -> bool:
+    return ssh == LOCAL or ssh_host(ssh) == "localhost"
+
+
 def check_ports(hostfile: Hostfile, options: ServeOptions) -> None:
     """Refuse a port that is taken, where rank 0 runs on this machine; elsewhere it says so itself.
 
     Raises:
         Busy: says by which of our servers, if it is one.
     """
-    if hostfile.hosts[0].ssh != "127.0.0.1":
+    if hostfile.hosts[0].ssh != LOCAL:
         return
     url = url_of(options)
     for folder in servers.folders():
@@ -212,10 +220,24 @@ def check_ports(hostfile: Hostfile, options: ServeOptions) -> None:
             raise Busy(f"port {port} is in use by another program", fix="Choose another one.")
 
 
-def url_of(options: ServeOptions) -> str:
-    """Where the server is reached from rank 0's machine, without /v1."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(options.host, options.host)
+def url_of(options: ServeOptions, first: str = LOCAL) -> str:
+    """Where the server is reached from this machine, without /v1; `first` is rank 0's ssh name."""
+    host = options.host
+    if host in ("0.0.0.0", "::"):
+        local = "127.0.0.1" if host == "0.0.0.0" else "::1"
+        host = local if _is_here(first) else ssh_host(first)
     return f"http://{f'[{host}]' if ':' in host and host[0] != '[' else host}:{options.port}"
+
+
+def only_there(options: ServeOptions, first: str) -> str:
+    """Why no program on this machine reaches the server, and what to do; "" where one does."""
+    if _is_here(first) or not is_loopback(options.host):
+        return ""
+    name, port = ssh_host(first), options.port
+    return (
+        f"only programs on {name} itself reach {options.host} there: serve with --host 0.0.0.0 (an API key "
+        f"is made), or tunnel: ssh -N -L {port}:{options.host}:{port} {first}"
+    )
 
 
 class _Server:
@@ -245,22 +267,23 @@ class _Server:
 
     def register(self) -> None:
         """Let others know."""
+        first = self.hostfile.hosts[0].ssh
+        url = url_of(self.options, first)
         self.folder.write(
             servers.State(
                 id=self.folder.id,
                 hostfile=str(self.hostfile.path or ""),
                 hosts=tuple(host.name for host in self.hostfile.hosts),
                 model=self.model,
-                url=url_of(self.options),
+                url=url,
+                only_there=only_there(self.options, first),
                 api_key=self.options.api_key,
                 pid=os.getpid(),
                 rehearsal=self.cluster.rehearsal,
-                local=all(host.ssh == "127.0.0.1" for host in self.hostfile.hosts),
+                local=all(host.ssh == LOCAL for host in self.hostfile.hosts),
             )
         )
-        self.tell(
-            Event(HOST, "server", {"id": self.folder.id, "url": url_of(self.options), "model": self.model})
-        )
+        self.tell(Event(HOST, "server", {"id": self.folder.id, "url": url, "model": self.model}))
 
     async def live(self) -> None:
         """Run, and run again where that is wanted."""

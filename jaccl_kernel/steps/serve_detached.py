@@ -71,13 +71,18 @@ class Running:
             await asyncio.sleep(LOOK_S)
 
     async def status(self) -> dict[str, Any]:
-        """Its `/status`; where it does not answer, `state` says so: "starting", "silent" or "gone"."""
+        """Its `/status`; where there is none, `state` says why: "gone", "unseen", "silent" or "refused"."""
         if not self.alive():
             return {"state": "gone", "stage": "it has ended"}
+        if self.state.only_there:  # what answers at that address here is another one
+            return {"state": "unseen", "stage": self.state.only_there}
         try:
-            return await asyncio.to_thread(self.ask, "/status", deadline=ASK_S)
+            told = await asyncio.to_thread(self.ask, "/status", deadline=ASK_S)
         except JobError:
             return {"state": "silent", "stage": "it does not answer over HTTP (yet)"}
+        if "state" not in told:
+            return {"state": "refused", "stage": _complaint(told)}
+        return told
 
     async def stop(self) -> str:
         """End it, whatever state it is in; returns what was done, in a sentence.
@@ -144,10 +149,10 @@ class Running:
             except urllib.error.HTTPError as error:
                 answer = error
             with answer:
-                told: dict[str, Any] = json.load(answer)
+                told = json.load(answer)
         except (OSError, ValueError) as error:
             raise JobError(f"no answer from {self.url}{path}: {error}", fix="See `jaccl status`.") from error
-        return told
+        return told if isinstance(told, dict) else {}
 
 
 def find_running() -> list[Running]:
@@ -224,6 +229,13 @@ def read_asked(folder: Path) -> tuple[Path, ServeOptions]:
     options = asked["options"]
     options["cors_origins"] = tuple(options["cors_origins"])
     return Path(asked["hostfile"]), ServeOptions(**options)
+
+
+def _complaint(told: dict[str, Any]) -> str:
+    """What an answer that is an error says."""
+    error = told.get("error")
+    message = error.get("message") if isinstance(error, dict) else None
+    return str(message or "what answers there is no server of ours")
 
 
 def _read(folder: servers.Folder) -> Running | None:

@@ -1,5 +1,6 @@
 """The server's panel: started, tried, found again and ended. pytest tests/notebook/test_serve_panel.py."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from jaccl_kernel.jobs import ports
 from jaccl_kernel.notebook.panels.serve import ServePanel
 from jaccl_kernel.notebook.views.serving import serving
-from jaccl_kernel.steps.serve_detached import find_running
+from jaccl_kernel.steps.serve_detached import Running, find_running
 from tests.conftest import until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -19,7 +20,7 @@ def choose_ports(panel: ServePanel) -> None:
     panel.port.value = ports.choose(1)
 
 
-async def test_start_try_find_again_and_end(tiny_model: Path) -> None:
+async def test_start_try_find_again_and_end(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     panel = ServePanel(model=tiny_model, ranks=2)
     choose_ports(panel)
     running = await panel.run()
@@ -38,10 +39,34 @@ async def test_start_try_find_again_and_end(tiny_model: Path) -> None:
     again = ServePanel(model=tiny_model)  # as after a kernel's restart
     assert again.report.id == running.id
     await until(lambda: "ready: serving" in again.live.value, "the second panel's view")
-    again.end_button.click()
+    with monkeypatch.context() as patched:
+        patched.setattr(Running, "status", silent)
+        again.tries["chat"].click()
+        await until(lambda: "it does not answer" in again.answer.value, "the silence told")
+    asking, go = threading.Event(), threading.Event()
+    ask = Running.ask
+
+    def slowly(self: Running, path: str, *rest: Any, **more: Any) -> Any:
+        if path.startswith("/v1/"):
+            asking.set()
+            assert go.wait(60)
+        return ask(self, path, *rest, **more)
+
+    monkeypatch.setattr(Running, "ask", slowly)
+    again.tries["chat"].click()
+    await until(asking.is_set, "the call")
+    again.end_button.click()  # a call that is under way holds up no end
     await until(lambda: "The server was stopped" in again.answer.value, "the end", 30)
+    go.set()
+    await until(lambda: not again._trying.running, "the call's own end")
+    assert "The server was stopped" in again.answer.value
+    assert again.end_button.description == "End the server"
     assert find_running() == []
     await until(lambda: not panel.run_button.disabled, "the first panel to notice")
+
+
+async def silent(self: Running) -> dict[str, Any]:
+    return {"state": "silent", "stage": "it does not answer over HTTP (yet)"}
 
 
 async def test_stop_while_it_starts_leaves_nothing(tiny_model: Path) -> None:

@@ -1,5 +1,6 @@
 """OpenAI's API over HTTP, with an engine that says what the test wants. pytest tests/server/test_app.py."""
 
+import inspect
 import json
 import socket
 import threading
@@ -12,8 +13,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from mlx_lm.tokenizer_utils import NaiveStreamingDetokenizer, SPMStreamingDetokenizer, TokenizerWrapper
+from transformers import PreTrainedTokenizerBase
 
+from jaccl_kernel.server import app, guard, http, schema
+from jaccl_kernel.server.chat import reserved
 from jaccl_kernel.server.generation import Served, ServerError
+from jaccl_kernel.server.text import Assembler
 from tests.server.scripted import EOS, Engine, events, serving
 
 HI = {"messages": [{"role": "user", "content": "hi"}]}
@@ -158,6 +164,13 @@ def test_settings_reach_the_engine(engine: Engine, url: str) -> None:
     assert {one.max_tokens for one in engine.asked} == {9}
 
 
+def test_what_clients_send_for_the_default_is_the_default(engine: Engine, url: str) -> None:
+    told = post(url, HI | {"temperature": 1e-9, "stream": True, "stream_options": {"include_usage": None}})
+    assert told.status_code == 200
+    assert "usage" not in events(told.text)[-2]
+    assert engine.asked[0].sampling.temperature == 0  # the likeliest token, not a division by almost nothing
+
+
 def test_several_choices_come_whole_and_streamed(engine: Engine, url: str, tokenizer: Any) -> None:
     answers = iter(["first", "second", "third"] * 2)
     engine.script = lambda generation: [*tokenizer.encode(next(answers), add_special_tokens=False), EOS]
@@ -238,6 +251,18 @@ def test_reasoning_is_told_apart(engine: Engine, agent: str, agent_tokenizer: An
     assert "".join(one.get("content", "") for one in deltas) == "done"
 
 
+def test_a_users_own_marker_opens_no_reasoning(engine: Engine, agent: str, agent_tokenizer: Any) -> None:
+    say(engine, agent_tokenizer, "It is a marker.")
+    asked = {"messages": [{"role": "user", "content": "What does <think> mean?"}]}
+    message = post(agent, asked).json()["choices"][0]["message"]
+    assert (message["content"], message.get("reasoning_content")) == ("It is a marker.", None)
+    say(engine, agent_tokenizer, "opened</think>done")
+    opened = post(agent, asked | {"chat_template_kwargs": {"open_think": True}}).json()["choices"][0][
+        "message"
+    ]
+    assert (opened["content"], opened["reasoning_content"]) == ("done", "opened")
+
+
 TOOL = {
     "type": "function",
     "function": {
@@ -276,6 +301,36 @@ def test_tool_calls_are_parsed(engine: Engine, agent: str, agent_tokenizer: Any,
     assert [json.loads(one["arguments"]) for one in told] == [{"city": "Zürich"}] * 2
     assert [one["name"] for one in told] == ["weather"] * 2
     assert (content, finish) == ("Let me look.", "tool_calls")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_one_call_alone_where_several_are_not_wanted(
+    engine: Engine, agent: str, agent_tokenizer: Any, stream: bool
+) -> None:
+    say(engine, agent_tokenizer, f"<tool_call>{CALL}</tool_call><tool_call>{CALL}</tool_call>" + "x" * 500)
+    body = HI | {"tools": [TOOL], "parallel_tool_calls": False, "stream": stream}
+    engine.pause = 0.001
+    answer = post(agent, body)
+    if stream:
+        chunks = [event["choices"][0] for event in events(answer.text)[:-1]]
+        calls = [call for chunk in chunks for call in chunk["delta"].get("tool_calls", [])]
+        finish, text = chunks[-1]["finish_reason"], "".join(c["delta"].get("content") or "" for c in chunks)
+    else:
+        [choice] = answer.json()["choices"]
+        calls, finish = choice["message"]["tool_calls"], choice["finish_reason"]
+        text = choice["message"]["content"] or ""
+    assert (len(calls), finish, text) == (1, "tool_calls", "")
+    assert len(engine.cancelled) == 1  # it did not generate to the end
+
+
+def test_a_call_inside_reasoning_that_was_not_closed_is_a_call(
+    engine: Engine, agent: str, agent_tokenizer: Any
+) -> None:
+    say(engine, agent_tokenizer, f"<think>I need the weather<tool_call>{CALL}</tool_call>")
+    [choice] = post(agent, HI | {"tools": [TOOL]}).json()["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["reasoning_content"] == "I need the weather"
+    assert choice["message"]["tool_calls"][0]["function"]["name"] == "weather"
 
 
 def test_an_agents_long_conversation_is_taken(engine: Engine, agent: str, agent_tokenizer: Any) -> None:
@@ -331,6 +386,9 @@ def test_a_format_becomes_a_grammar_or_is_refused(engine: Engine, url: str, agen
         {"type": "json_schema", "json_schema": {"schema": {"type": "no such type"}}},
     ):
         assert complaint(post(url, HI | {"response_format": wrong}))["param"].startswith("response_format")
+    both = HI | {"response_format": {"type": "json_object"}, "tools": [TOOL]}
+    assert "cannot call tools" in complaint(post(agent, both))["message"]
+    assert post(agent, both | {"tool_choice": "none"}).status_code == 200
     open_think = HI | {
         "response_format": {"type": "json_object"},
         "chat_template_kwargs": {"open_think": True},
@@ -343,6 +401,8 @@ def test_a_format_becomes_a_grammar_or_is_refused(engine: Engine, url: str, agen
 
 # complaints
 
+
+HUGE = 10**310  # beyond every float
 
 BAD: list[tuple[dict[str, Any], str | None]] = [
     ({"max_tokens": 0}, "max_tokens"),
@@ -376,7 +436,20 @@ BAD: list[tuple[dict[str, Any], str | None]] = [
      "messages.0.tool_calls"),
     ({"tools": "none"}, "tools"),
     ({"tool_choice": "maybe"}, "tool_choice"),
+    ({"messages": [{"role": "assistant",
+      "tool_calls": [{"function": {"name": "x", "arguments": "[" * 100_000}}]}]}, "messages.0.tool_calls"),
+    ({"temperature": HUGE}, "temperature"),
+    ({"top_p": HUGE}, "top_p"),
+    ({"min_p": -HUGE}, "min_p"),
+    ({"presence_penalty": HUGE}, "presence_penalty"),
+    ({"repetition_penalty": HUGE}, "repetition_penalty"),
+    ({"logit_bias": {"1": HUGE}}, "logit_bias.1"),
+    ({"messages": [{"role": "user", "content": "x" * 1_000_000}]}, "messages"),
     ({"chat_template_kwargs": {"tokenize": False}}, "chat_template_kwargs.tokenize"),
+    ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
+    ({"chat_template_kwargs": {"max_length": 1}}, "chat_template_kwargs.max_length"),
+    ({"chat_template_kwargs": {"padding": "max_length"}}, "chat_template_kwargs.padding"),
+    ({"chat_template_kwargs": {"return_tensors": "np"}}, "chat_template_kwargs.return_tensors"),
     ({"top_logprobs": 50, "logprobs": True}, "top_logprobs"),
     ({"audio": {"voice": "x"}}, "audio"),
     ({"modalities": ["audio"]}, "modalities"),
@@ -452,6 +525,69 @@ def test_a_prompt_beyond_the_context_is_refused_and_one_of_a_megabyte_too(quiet:
     assert complaint(large)["code"] == "context_length_exceeded"
 
 
+def test_no_parameter_of_the_tokenizers_own_is_the_clients(quiet: tuple[Engine, str], tokenizer: Any) -> None:
+    _, url = quiet
+    told = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
+    own = {name for name, one in told.items() if one.kind is not one.VAR_KEYWORD} - {"self", "documents"}
+    assert own < reserved(tokenizer)
+    for name in own:
+        error = complaint(post(url, HI | {"chat_template_kwargs": {name: True}}))
+        assert error["param"] == f"chat_template_kwargs.{name}"
+    extra = {"documents": [{"title": "a", "text": "b"}], "enable_thinking": True, "colour": "blue"}
+    assert post(url, HI | {"chat_template_kwargs": extra}).status_code == 200
+
+
+def test_what_asks_for_too_much_is_refused_before_any_of_it_is_tokenized(
+    engine: Engine, tokenizer: Any
+) -> None:
+    class Counting:
+        """A tokenizer that knows how often it was used."""
+
+        used = 0
+
+        def __getattr__(self, name: str) -> Any:
+            if name in ("encode", "apply_chat_template"):
+                self.used += 1
+            return getattr(tokenizer, name)
+
+    counting = Counting()
+    with serving(engine, Served("tiny", counting, context=400, vocabulary=259)) as url:
+        assert complaint(post(url, {"prompt": ["a"] * 20_000}, "/v1/completions"))["param"] == "n"
+        assert complaint(post(url, {"prompt": ["a"] * 9, "n": 2}, "/v1/completions"))["param"] == "n"
+        long = complaint(post(url, {"prompt": ["a", "word " * 100_000]}, "/v1/completions"))
+        assert (long["code"], long["param"]) == ("context_length_exceeded", "prompt")
+        chat = complaint(post(url, {"messages": [{"role": "user", "content": "word " * 100_000}]}))
+        assert (chat["code"], chat["param"]) == ("context_length_exceeded", "messages")
+        assert counting.used == 0
+        assert post(url, {"prompt": "a"}, "/v1/completions").status_code == 200
+        assert counting.used
+
+
+def test_health_is_told_while_a_large_body_is_read(
+    engine: Engine, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, go = threading.Event(), threading.Event()
+    parse = schema.parse_json
+
+    def slowly(body: bytes) -> dict[str, Any]:
+        reading.set()
+        assert go.wait(10)
+        return parse(body)
+
+    monkeypatch.setattr(schema, "parse_json", slowly)
+    answers: list[httpx.Response] = []
+    body = {"prompt": "x", "padding": "x" * app.LARGE}
+    thread = threading.Thread(target=lambda: answers.append(post(url, body, "/v1/completions")))
+    thread.start()
+    try:
+        assert reading.wait(10)
+        assert httpx.get(f"{url}/health", timeout=5).status_code == 200
+    finally:
+        go.set()
+        thread.join(20)
+    assert answers[0].status_code == 200
+
+
 def test_what_the_engine_refuses_keeps_its_status(engine: Engine, url: str) -> None:
     engine.refuse = ServerError(429, "full", kind="rate_limit_error", code="queue_full", retry_after=7)
     for stream in (False, True):
@@ -469,6 +605,49 @@ def test_a_failure_on_the_way_is_an_event_and_done(engine: Engine, url: str) -> 
     assert complaint(post(url, HI))["message"] == "rank 1 (mac2) failed: it is gone"
     engine.break_after = 0  # before a first token an error is still a status
     assert post(url, HI | {"stream": True}).status_code == 503
+
+
+def test_a_failure_before_the_first_token_of_a_stream_that_has_begun_is_an_event_and_done(
+    engine: Engine, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "KEEPALIVE_S", 0.02)
+    engine.pause, engine.break_after = 0.2, 0
+    answer = post(url, HI | {"stream": True})
+    assert answer.text.startswith(": still working")
+    told = events(answer.text)
+    assert (told[0]["error"]["message"], told[1:]) == ("rank 1 (mac2) failed: it is gone", ["[DONE]"])
+
+
+def test_a_bug_on_the_way_ends_the_stream_too(
+    engine: Engine, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(self: object, token: int) -> None:
+        raise RuntimeError("a secret of ours")
+
+    engine.script = lambda generation: [70] * 50
+    engine.pause = 0.01
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=HI | {"stream": True}) as stream:
+        monkeypatch.setattr(Assembler, "add", breaks)  # it has begun: its head is here
+        told = events(stream.read().decode())
+    assert told[-1] == "[DONE]"
+    assert told[-2]["error"]["type"] == "server_error"
+    assert "secret" not in json.dumps(told)
+    assert complaint(post(url, HI))["type"] == "server_error"
+
+
+@pytest.mark.parametrize("kind", [NaiveStreamingDetokenizer, SPMStreamingDetokenizer])
+def test_an_id_without_a_text_adds_none(engine: Engine, tokenizer: Any, kind: Any) -> None:
+    """The logits of many models are wider than their tokenizer."""
+    wide = TokenizerWrapper(tokenizer._tokenizer, kind, eos_token_ids=[EOS])
+    a, b, c = tokenizer.encode("abc", add_special_tokens=False)
+    engine.script = lambda generation: [a, b, 290, c, EOS]
+    with serving(engine, Served("tiny", wide, context=400, vocabulary=300)) as url:
+        body = {"prompt": [290, a], "max_tokens": 9, "logit_bias": {"290": 5}, "logprobs": 1}
+        assert post(url, body, "/v1/completions").json()["choices"][0]["text"] == "abc"
+        assert post(url, {"prompt": [290, a], "echo": True}, "/v1/completions").status_code == 200
+        told = events(post(url, HI | {"stream": True, "logprobs": True}).text)
+        assert told[-1] == "[DONE]"
+        assert not [event for event in told[:-1] if "error" in event]
 
 
 # clients
@@ -498,6 +677,45 @@ def test_a_client_that_goes_away_leaves_the_batch_at_once(
         if body.get("stream"):
             assert client.recv(100)
     wait_for(lambda: len(engine.cancelled) == len(engine.asked))
+    wait_for(lambda: "jaccl_cancelled_total 1.0" in httpx.get(f"{url}/metrics").text)
+
+
+def test_a_client_that_leaves_while_it_sends_is_no_error_of_ours(
+    engine: Engine, url: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    address = url.removeprefix("http://").split(":")
+    with socket.create_connection((address[0], int(address[1]))) as client:
+        client.sendall(f"POST /v1/completions HTTP/1.1\r\nHost: {address[0]}\r\n".encode())
+        client.sendall(b'Content-Length: 1000\r\n\r\n{"prompt')
+    route = 'jaccl_requests_total{route="/v1/completions",status="499"} 1.0'
+    wait_for(lambda: route in httpx.get(f"{url}/metrics").text)
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_uploads_and_connections_are_bounded(
+    engine: Engine, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "UPLOADS", 3000)
+    monkeypatch.setattr(guard, "UPLOAD_S", 0.2)
+    monkeypatch.setattr(http, "CONNECTIONS", 4)
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\n"
+    with serving(engine, Served("tiny", tokenizer, context=400, vocabulary=259)) as url:
+        host, port = url.removeprefix("http://").split(":")
+
+        def answers(count: int, data: bytes) -> list[bytes]:
+            clients = [socket.create_connection((host, int(port)), timeout=10) for _ in range(count)]
+            for client in clients:
+                client.sendall(data)
+            told = [client.recv(100).split(b"\r\n")[0] for client in clients]
+            for client in clients:
+                client.close()
+            return told
+
+        assert answers(1, head + b"x" * 2000) == [b"HTTP/1.1 408 Request Timeout"]
+        assert b"HTTP/1.1 503 Service Unavailable" in answers(2, head + b"x" * 2000)
+        get = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        wait_for(lambda: answers(1, get) == [b"HTTP/1.1 200 OK"])
+        assert b"HTTP/1.1 503 Service Unavailable" in answers(6, get)
 
 
 def test_one_that_reads_slowly_holds_nobody_up(engine: Engine, url: str) -> None:
@@ -560,6 +778,25 @@ def test_no_web_page_reaches_it_unasked(engine: Engine, url: str, tokenizer: Any
         assert "access-control-allow-origin" not in other
 
 
+def test_a_page_of_another_site_starts_nothing(engine: Engine, url: str, tokenizer: Any) -> None:
+    def start(address: str, origin: str, **more: str) -> httpx.Response:
+        headers = {"Origin": origin, "Content-Type": "text/plain", **more}  # as a form does, without asking
+        return httpx.post(f"{address}/v1/chat/completions", content=json.dumps(HI), headers=headers)
+
+    for origin in ("https://page.example", "null", "http://127.0.0.1:1"):
+        refused = start(url, origin)
+        assert (refused.status_code, complaint(refused)["code"]) == (403, "wrong_origin")
+    assert engine.asked == []
+    assert start(url, url).status_code == 200  # our own page
+    served = Served("tiny", tokenizer, context=400, vocabulary=259)
+    with serving(engine, replace(served, cors_origins=("https://page.example",))) as allowed:
+        assert start(allowed, "https://page.example").status_code == 200
+        assert start(allowed, "https://other.example").status_code == 403
+    with serving(engine, replace(served, api_key="secret key 1")) as keyed:  # the key is what protects it
+        assert start(keyed, "https://x.example", Authorization="Bearer secret key 1").status_code == 200
+        assert start(keyed, "https://x.example").status_code == 401
+
+
 def test_a_body_that_is_too_large_is_refused_whatever_it_says(engine: Engine, tokenizer: Any) -> None:
     served = Served("tiny", tokenizer, context=400, vocabulary=259, max_body_bytes=1000)
     with serving(engine, served) as url:
@@ -571,8 +808,8 @@ def test_a_body_that_is_too_large_is_refused_whatever_it_says(engine: Engine, to
 
 def test_before_the_model_is_there_everything_says_so(engine: Engine) -> None:
     with serving(engine, None) as url:
-        health = httpx.get(f"{url}/health")
-        assert health.status_code == 503
+        for host in ("127.0.0.1", "mac1.example.com"):
+            assert httpx.get(f"{url}/health", headers={"Host": host}).status_code == 503
         for response in (post(url, HI), httpx.get(f"{url}/v1/models")):
             assert response.status_code == 503
             assert complaint(response)["code"] == "not_ready"

@@ -1,6 +1,7 @@
 """The control plane: proven ends, whole frames, and a stranger keeps nobody waiting; who is gone is told."""
 
 import contextlib
+import functools
 import json
 import os
 import queue
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from jaccl_kernel.errors import Busy, DeadlineExceeded, JobError
+from jaccl_kernel.server import channel, control
 from jaccl_kernel.server.control import MAX_STRANGERS, Follower, Leader
 
 SECRET = b"s" * 32
@@ -24,10 +26,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def follower(
-    leader: Leader, rank: int, secret: bytes = SECRET, lost: Callable[[str], None] = print
+    leader: Leader,
+    rank: int,
+    secret: bytes = SECRET,
+    lost: Callable[[str], None] = print,
+    deadline: float = 5,
 ) -> Follower:
     return Follower(
-        leader.address, rank, secret, deadline=5, status=lambda: {"mark": (0, rank)}, on_lost=lost
+        leader.address, rank, secret, deadline=deadline, status=lambda: {"mark": (0, rank)}, on_lost=lost
     )
 
 
@@ -101,9 +107,63 @@ def test_strangers_silent_lying_and_loud_keep_nobody_out(leader: Leader) -> None
         worker.close()
 
 
+def test_a_port_full_of_strangers_keeps_nobody_out(leader: Leader) -> None:
+    silent = [socket.create_connection(leader.address) for _ in range(2 * MAX_STRANGERS)]
+    workers = [follower(leader, rank) for rank in (1, 2)]
+    leader.gather(5)
+    silent[0].settimeout(control.HANDSHAKE_S / 2)  # before its own time is over
+    while silent[0].recv(4096):  # its nonce, and then its end: the oldest made room
+        pass
+    for connection in silent:
+        connection.close()
+    for worker in workers:
+        worker.close()
+
+
+def test_a_worker_that_is_turned_away_comes_again() -> None:
+    turned: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as crowded:
+        address = crowded.getsockname()
+
+        def turn_away() -> None:
+            turned.append(crowded.accept()[0])
+            turned[0].close()
+            crowded.close()
+
+        thread = threading.Thread(target=turn_away)
+        thread.start()
+        made: queue.Queue[Follower] = queue.Queue()
+        wants = functools.partial(
+            Follower, address, 1, SECRET, deadline=20, status=dict, on_lost=lambda why: None
+        )
+        threading.Thread(target=lambda: made.put(wants()), daemon=True).start()
+        thread.join(10)
+    leader = Leader(address[0], address[1], 2, SECRET)
+    leader.gather(20)
+    made.get(timeout=5).close()
+    leader.close()
+
+
+def test_one_that_drips_has_a_handshakes_time_and_no_more(
+    leader: Leader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "HANDSHAKE_S", 0.3)
+    with socket.create_connection(leader.address) as drips:
+        drips.sendall(struct.pack(">I", 1000))
+        drips.settimeout(0.02)
+        end = time.monotonic() + 10
+        with contextlib.suppress(ConnectionError):
+            while True:
+                assert time.monotonic() < end
+                drips.send(b" ")
+                with contextlib.suppress(TimeoutError):
+                    if drips.recv(4096) == b"":
+                        break
+
+
 def test_who_does_not_know_the_secret_is_not_let_in(leader: Leader) -> None:
     with pytest.raises(JobError, match="did not let this rank in"):
-        follower(leader, 1, secret=b"wrong")
+        follower(leader, 1, secret=b"wrong", deadline=0.2)
     assert leader.workers == {}
 
 
@@ -159,28 +219,68 @@ sys.stdin.read()
 """
 
 
+@contextlib.contextmanager
+def stoppable(leader: Leader, rank: int) -> Iterator["subprocess.Popen[bytes]"]:
+    """A worker in a process of its own."""
+    worker = subprocess.Popen(
+        [sys.executable, "-c", _WORKER, json.dumps([*leader.address, rank])],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    try:
+        yield worker
+    finally:
+        worker.kill()
+        worker.communicate()
+
+
 def test_a_stopped_worker_is_silent_and_comes_back() -> None:
     leader = Leader("127.0.0.1", 0, 2, SECRET)
     lost: queue.Queue[tuple[int, bool]] = queue.Queue()
     found: queue.Queue[int] = queue.Queue()
     leader.on_lost = lambda rank, why, for_good: lost.put((rank, for_good))
     leader.on_found = found.put
-    worker = subprocess.Popen(
-        [sys.executable, "-c", _WORKER, json.dumps([*leader.address, 1])],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=ROOT,
-    )
-    try:
+    with stoppable(leader, 1) as worker:
         leader.gather(20)
         os.kill(worker.pid, signal.SIGSTOP)
         assert lost.get(timeout=10) == (1, False)
         os.kill(worker.pid, signal.SIGCONT)
         assert found.get(timeout=10) == 1
-    finally:
-        worker.kill()
-        worker.communicate()
-        leader.close()
+    leader.close()
+
+
+def test_a_worker_that_takes_no_plan_is_named_at_once_and_the_others_stay(
+    leader: Leader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "SILENCE_S", 0.6)
+    monkeypatch.setattr(control, "BEAT_S", 0.1)
+    monkeypatch.setattr(channel, "SEND_S", 3.0)
+    lost: queue.Queue[tuple[int, str, bool]] = queue.Queue()
+    alone: queue.Queue[str] = queue.Queue()
+    leader.on_lost = lambda *told: lost.put(told)
+    with stoppable(leader, 1) as worker:
+        healthy = follower(leader, 2, lost=alone.put)
+        leader.gather(20)
+        os.kill(worker.pid, signal.SIGSTOP)
+        plan = {"plan": "x" * (32 << 20)}  # more than the sockets hold
+        sending = threading.Thread(target=leader.send, args=(plan,))
+        sending.start()
+        rank, _, for_good = lost.get(timeout=10)
+        assert (rank, for_good) == (1, False)
+        assert sending.is_alive()  # it was named while the plan was still being sent
+        rank, why, for_good = lost.get(timeout=20)
+        assert (rank, for_good) == (1, True)
+        assert "did not take a message within 3 s" in why
+        assert healthy.receive() == plan
+        sending.join(10)
+        assert alone.empty()
+        healthy.close()
+
+
+def test_a_gone_worker_is_told_within_three_seconds() -> None:
+    """The promise; a connection that ends is told at once."""
+    assert control.SILENCE_S + control.BEAT_S <= 3.0
 
 
 def test_a_worker_notices_that_rank_0_is_gone(leader: Leader) -> None:

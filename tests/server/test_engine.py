@@ -7,16 +7,56 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import llguidance
 import pytest
 
-from jaccl_kernel.server.generation import Generation, Sampling, ServerError
+from jaccl_kernel.server import engine
+from jaccl_kernel.server.generation import Generation, Sampling, ServerError, Stream
 from tests.server.conftest import Running, idle
 from tests.tiny import HYBRID, make_tiny_model
 
 GREEDY = Sampling(temperature=0.0)
+ENDLESS = Sampling(seed=1, logit_bias={257: -1000.0})
 PROMPT = list(b"The quick brown fox jumps over the lazy dog. " * 2)
+
+
+class Stepped:
+    """An engine whose thread takes as many rounds as the test says, and then waits.
+
+    Args:
+        one: it.
+        monkeypatch: the test's.
+    """
+
+    def __init__(self, one: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.engine = one.engine
+        self._wanted = threading.Semaphore(0)
+        self._taken = threading.Semaphore(0)
+        engine_round = one.engine._round
+
+        def wait_for_a_word() -> None:
+            while not self._wanted.acquire(timeout=0.1):
+                if one.engine._stopping:
+                    return
+            engine_round()
+            self._taken.release()
+
+        monkeypatch.setattr(one.engine, "_round", wait_for_a_word)
+
+    def submit(self, generation: Generation) -> Stream:
+        """As the engine's."""
+        return self.engine.submit(generation)  # type: ignore[no-any-return]
+
+    async def rounds(self, count: int) -> None:
+        """Let it take so many, as long as there is something to do."""
+        for _ in range(count):
+            if not self.engine._has_work():
+                return
+            self._wanted.release()
+            assert await asyncio.to_thread(self._taken.acquire, timeout=20)
+        await asyncio.sleep(0)  # what it fed is taken up
 
 
 async def test_the_same_seed_gives_the_same_tokens_alone_and_in_a_full_batch(running: Running) -> None:
@@ -162,6 +202,114 @@ async def test_memory_lets_in_no_more_than_fit_and_refuses_what_never_will(
             most = max(most, one.engine.status()["running"])
     assert most == 2  # 191 tokens each
     assert one.engine.cache.tokens <= 300
+
+
+@pytest.fixture
+def stepped(start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Stepped]:
+    """Engines that take a step only when told to."""
+
+    def make(**limits: Any) -> Stepped:
+        one = start(**limits)
+        return Stepped(one, monkeypatch)
+
+    return make
+
+
+async def test_unequal_rows_take_the_longest_ones_memory_each(stepped: Callable[..., Stepped]) -> None:
+    one = stepped(capacity=1000, cache=0)
+    long = one.submit(Generation(PROMPT * 4, 40, ENDLESS))  # 360 tokens and 40
+    short = [one.submit(Generation([at, *PROMPT], 10, ENDLESS)) for at in range(3)]  # 101 each
+    await one.rounds(1)
+    assert [stream.admitted is not None for stream in [long, *short]] == [True, True, False, False]
+    assert one.engine.status()["memory"]["active_bytes"] == 800  # though 501 were asked for
+    while one.engine.status()["running"]:
+        most = max((running.length for running in one.engine._running.values()), default=0)
+        assert most * len(one.engine._running) <= 1000
+        await one.rounds(1)
+    assert all(stream.first for stream in [long, *short])
+
+
+async def test_answers_that_outgrow_the_memory_take_the_caches_and_then_end_the_youngest_by_name(
+    stepped: Callable[..., Stepped], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "RESERVE", 20)
+    one = stepped(capacity=400, cache=200)
+    one.submit(Generation([7, *PROMPT[:30]], 10, ENDLESS))
+    await one.rounds(20)
+    streams = [one.submit(Generation([at, *PROMPT], 250, ENDLESS)) for at in range(3)]  # 3 times 111
+    await one.rounds(15)
+    assert one.engine.cache.tokens > 30
+    await one.rounds(20)
+    assert one.engine.status()["running"] == 3
+    assert one.engine.cache.tokens == 0
+    await one.rounds(100)  # 3 times 134 are too many, 2 times 201 too
+    assert one.engine.status()["running"] == 1
+    for stream in streams[1:]:
+        with pytest.raises(ServerError, match="sequences as long as the longest take") as caught:
+            async for _ in stream:
+                pass
+        assert (caught.value.status, caught.value.code) == (503, "memory_full")
+    await one.rounds(200)
+    assert len([step async for step in streams[0]]) == 250
+
+
+async def test_who_comes_is_let_in_and_who_leaves_is_out_within_three_steps(
+    stepped: Callable[..., Stepped],
+) -> None:
+    one = stepped()
+    one.submit(Generation(PROMPT, 3000, ENDLESS))
+    await one.rounds(5)
+    stream = one.submit(Generation([9, *PROMPT[:30]], 3000, ENDLESS))
+    before = one.engine.status()["steps"]
+    while stream.first is None:
+        await one.rounds(1)
+    assert one.engine.status()["steps"] - before <= 3
+    one.engine.cancel(stream)
+    before = one.engine.status()["steps"]
+    while one.engine.status()["running"] > 1:
+        await one.rounds(1)
+    assert one.engine.status()["steps"] - before <= 3
+
+
+async def test_health_is_told_while_a_grammar_is_made_and_an_odd_one_ends_its_own_request_alone(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    making, go = threading.Event(), threading.Event()
+
+    def odd(*args: object, **settings: object) -> None:
+        making.set()
+        go.wait(10)
+        raise ValueError("a bug of the parser")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(llguidance, "LLMatcher", odd)
+        stream = running.engine.submit(Generation(PROMPT, 5, grammar="start: /a/"))
+        await asyncio.to_thread(making.wait, 10)
+        try:
+            told = await asyncio.wait_for(asyncio.to_thread(running.engine.status), 5)
+        finally:
+            go.set()
+        assert told["state"] == "ready"
+        with pytest.raises(ServerError, match="a bug of the parser") as caught:
+            async for _ in stream:
+                pass
+    assert caught.value.status == 400
+    assert len(await running.tokens(Generation(PROMPT, 5, GREEDY))) == 5
+
+
+async def test_it_says_ready_when_it_takes_requests_and_not_before(start: Callable[..., Running]) -> None:
+    one = start()
+    one.engine.stop()
+    one.thread.join(10)
+    one.engine._stopping, one.engine.state = False, "starting"  # as before its first run
+    told: list[str] = []
+
+    def ready() -> None:
+        told.append(one.engine.status()["state"])
+        one.engine.stop()
+
+    await asyncio.to_thread(one.engine.run, ready)
+    assert told == ["ready"]
 
 
 async def test_stop_ends_every_stream_with_an_error(start: Callable[..., Running]) -> None:

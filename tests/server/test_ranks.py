@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from jaccl_kernel.server import schema
 from tests.server.served import Server, serve
 
+GROWTH = 200 << 20  # bytes of both ranks over 700 requests: a leak of a request's own size shows
 ENDLESS = {"max_tokens": 4000, "logit_bias": {"257": -1000}}
 
 
@@ -116,10 +118,45 @@ def test_64_clients_at_once_are_all_served(server: Server) -> None:
 
 
 def test_a_prompt_of_a_megabyte_is_refused_without_holding_up_a_stream(server: Server) -> None:
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        large = pool.submit(server.post, {"prompt": "word " * 200_000})
-        assert server.text(max_tokens=20)
-        assert large.result().status_code == 400
+    stream = {"prompt": "Hello", "stream": True} | ENDLESS
+    for large in ({"prompt": "word " * 200_000}, {"prompt": [1] * 500_000}):  # refused early, and late
+        with (
+            concurrent.futures.ThreadPoolExecutor(1) as pool,
+            server.client.stream("POST", "/v1/completions", json=stream) as running,
+        ):
+            lines = running.iter_lines()
+            next(lines)
+            refused = pool.submit(server.post, large)
+            gaps: list[float] = []
+            last = time.monotonic()
+            while not refused.done() or len(gaps) < 3:
+                while not next(lines):
+                    pass
+                gaps.append(time.monotonic() - last)
+                last = time.monotonic()
+            assert refused.result().status_code == 400
+            assert max(gaps) < 2  # a hang, not a speed
+
+
+def test_a_port_scan_breaks_nothing(server: Server) -> None:
+    host = server.url.removeprefix("http://").split(":")[0]
+    listening = {
+        one.laddr.port
+        for rank in server.ranks()
+        for one in rank.net_connections("tcp")
+        if one.status == psutil.CONN_LISTEN
+    }
+    assert int(server.url.rpartition(":")[2]) in listening
+    with server.client.stream(
+        "POST", "/v1/completions", json={"prompt": "Hello", "stream": True} | ENDLESS
+    ) as running:
+        lines = running.iter_lines()
+        next(lines)
+        for port in listening:
+            for data in (b"", b"\0" * 64, b"hello rank=1\n", b"GET / HTTP/1.0\r\n\r\n", b"\x16\x03\x01"):
+                with socket.create_connection((host, port), timeout=10) as scan:
+                    scan.sendall(data)
+        assert [line for line in (next(lines) for _ in range(20)) if line.startswith("data: {")]
 
 
 def test_an_idle_server_uses_no_cpu(server: Server) -> None:
@@ -137,6 +174,7 @@ def test_a_thousand_random_requests_leave_the_ranks_in_step(server: Server) -> N
     ranks = server.ranks()
     server.settled()
     files = [one.num_fds() for one in ranks]
+    memory: list[int] = []
     sent: dict[str, int] = {}
 
     def one(seed: int) -> str:
@@ -149,17 +187,30 @@ def test_a_thousand_random_requests_leave_the_ranks_in_step(server: Server) -> N
             "top_p": mine.choice([1, 0.5]),
             "top_k": mine.choice([0, 2, 10**6]),
             "n": mine.choice([1, 1, 1, 2]),
+            "seed": mine.choice([None, None, 5]),
+            "logprobs": mine.choice([None, None, None, None, 0, 3]),
         }
+        path = "/v1/completions"
+        if mine.random() < 0.2:
+            path = "/v1/chat/completions"
+            said = {"role": "user", "content": "x" * mine.randrange(1, 200)}
+            del body["prompt"]
+            body |= {"messages": [said] * mine.randrange(1, 3), "logprobs": mine.choice([None, True])}
         if kind == "bad":
             body |= mine.choice(
-                [{"max_tokens": 0}, {"stop": [1]}, {"logit_bias": {"9999": 1}}, {"prompt": ""}]
+                [
+                    {"max_tokens": 0},
+                    {"stop": [1]},
+                    {"logit_bias": {"9999": 1}},
+                    {"prompt": "", "messages": []},
+                ]
             )
-            assert server.post(body).status_code == 400
+            assert server.post(body, path).status_code == 400
         elif kind == "good":
-            assert server.post(body).status_code == 200
+            assert server.post(body, path).status_code == 200
         else:
             body |= {"stream": True}
-            with server.client.stream("POST", "/v1/completions", json=body) as answer:
+            with server.client.stream("POST", path, json=body) as answer:
                 assert answer.status_code == 200
                 for count, line in enumerate(answer.iter_lines()):
                     if kind == "leave" and count == 2:
@@ -168,11 +219,16 @@ def test_a_thousand_random_requests_leave_the_ranks_in_step(server: Server) -> N
         return kind
 
     with concurrent.futures.ThreadPoolExecutor(40) as pool:
-        for kind in pool.map(one, [chance.randrange(1 << 40) for _ in range(1000)]):
+        for at, kind in enumerate(pool.map(one, [chance.randrange(1 << 40) for _ in range(1000)])):
             sent[kind] = sent.get(kind, 0) + 1
+            if at in (300, 999):
+                memory.append(sum(rank.memory_info().rss for rank in ranks))
     assert min(sent.values()) > 100
+    assert memory[1] - memory[0] < GROWTH
     status = server.settled()  # the digests of all tokens of both ranks are the same
     assert status["cache"]["bytes"] <= status["cache"]["limit_bytes"]
+    for rank in status["ranks"]:  # what is kept takes what it is said to take
+        assert rank["memory_bytes"] < 1.5 * status["cache"]["bytes"] + (20 << 20)
     assert server.ranks() == ranks
     server.client.close()
     server.client = httpx.Client(base_url=server.url, timeout=60, limits=httpx.Limits(max_connections=100))
@@ -187,7 +243,8 @@ JSON = st.recursive(
     | st.booleans()
     | st.integers()
     | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=8),
+    | st.text(max_size=8)
+    | st.sampled_from([10**310, -(10**310), "[" * 100_000]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )

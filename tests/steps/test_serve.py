@@ -7,11 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ import pytest
 from jaccl_kernel.errors import Busy, InputError, RankDied
 from jaccl_kernel.jobs import ports, servers
 from jaccl_kernel.rehearsal.homes import make_hostfile
-from jaccl_kernel.steps.serve import ServeOptions, check_options, serve, url_of
+from jaccl_kernel.steps.serve import ServeOptions, check_options, only_there, serve, url_of
 from jaccl_kernel.steps.serve_detached import Running, find_running, start_detached
 from jaccl_kernel.wire import Event
 from tests.conftest import until
@@ -91,6 +93,7 @@ async def test_it_tells_every_stage_serves_and_stops_whole(tiny_model: Path) -> 
         assert [name for at, name in enumerate(stages) if name not in stages[:at]] == [
             "import", "wait", "join", "load", "warm-up", "serve",
         ]  # fmt: skip
+        assert [event for event in seen.events if "GB/s" in str(event.data.get("text"))]  # how fast it loaded
         url = url_of(wanted)
         assert (await asyncio.to_thread(ask, f"{url}/health"))[0] == 200
         status, answer = await asyncio.to_thread(
@@ -139,8 +142,14 @@ async def test_a_stopped_worker_is_named_and_its_return_is_noticed(tiny_model: P
     wanted = options(tiny_model)
     async with serving(wanted) as (seen, _):
         url = url_of(wanted)
+        stream = curl(f"{url}/v1/completions", ENDLESS)
+        assert stream.stdout
+        stream.stdout.readline()
         os.kill(seen.pid(1), signal.SIGSTOP)
         await until(lambda: seen.count("sick"), "the silence", 6)
+        rest = [line for line in (await asyncio.to_thread(stream.communicate))[0].splitlines() if line]
+        assert "rank 1 (mac2) failed: it has been silent" in rest[-2]
+        assert rest[-1] == "data: [DONE]"
         status, told = await asyncio.to_thread(ask, f"{url}/health")
         assert status == 503
         assert "rank 1 (mac2) failed: it has been silent" in told["stage"]
@@ -154,12 +163,17 @@ async def test_a_stopped_worker_is_named_and_its_return_is_noticed(tiny_model: P
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 async def test_rank_0_gone_ends_the_server_with_an_error(tiny_model: Path, how: signal.Signals) -> None:
-    async with serving(options(tiny_model)) as (seen, task):
+    wanted = options(tiny_model)
+    async with serving(wanted) as (seen, task):
+        stream = curl(f"{url_of(wanted)}/v1/completions", ENDLESS)
+        assert stream.stdout
+        stream.stdout.readline()
         os.kill(seen.pid(0), how)
         with pytest.raises((RankDied, Exception), match="rank 0") as caught:
             await asyncio.wait_for(task, 20)
         assert type(caught.value).__module__ == "jaccl_kernel.errors"
         assert seen.last("failed") is not None
+        await asyncio.to_thread(stream.communicate)  # it ends, with all of rank 0
 
 
 async def test_a_restart_brings_it_back_at_the_same_url(tiny_model: Path) -> None:
@@ -198,6 +212,65 @@ def test_options_that_make_no_sense_are_refused_and_a_key_is_made_where_one_is_n
     assert made
     assert len(made) > 20
     assert made not in " ".join(ServeOptions(host="0.0.0.0", api_key=made).program("m"))
+
+
+def test_the_url_is_one_that_works_from_here_or_says_that_none_does() -> None:
+    for host, first, url in (
+        ("127.0.0.1", "127.0.0.1", "http://127.0.0.1:8080"),
+        ("0.0.0.0", "127.0.0.1", "http://127.0.0.1:8080"),
+        ("::", "127.0.0.1", "http://[::1]:8080"),
+        ("0.0.0.0", "me@Mac1.local", "http://mac1.local:8080"),
+        ("::", "mac1", "http://mac1:8080"),
+        ("10.0.0.5", "mac1", "http://10.0.0.5:8080"),
+        ("fd00::5", "mac1", "http://[fd00::5]:8080"),
+    ):
+        assert url_of(ServeOptions(host=host), first) == url
+        assert only_there(ServeOptions(host=host), first) == ""
+    for host in ("127.0.0.1", "localhost", "::1"):
+        told = only_there(ServeOptions(host=host, port=99), "me@mac1")
+        assert f"only programs on mac1 itself reach {host} there: serve with --host 0.0.0.0" in told
+        assert f"ssh -N -L 99:{host}:99 me@mac1" in told
+
+
+@pytest.mark.parametrize("answer", [{"error": {"message": "this server needs its API key"}}, {}, []])
+async def test_an_answer_that_is_no_status_is_a_state_of_its_own(answer: Any) -> None:
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps(answer).encode()
+            self.send_response(401)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    with (
+        HTTPServer(("127.0.0.1", 0), Refusing) as other,
+        known(f"http://127.0.0.1:{other.server_port}") as one,
+    ):
+        threading.Thread(target=other.handle_request, daemon=True).start()
+        status = await one.status()
+    assert status["state"] == "refused"
+    assert ("API key" if answer else "no server of ours") in status["stage"]
+
+
+async def test_a_server_that_only_its_own_mac_reaches_says_so_and_nobody_else_is_asked() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        why = only_there(ServeOptions(), "mac1")
+        with known(f"http://127.0.0.1:{port}", only_there=why) as one:
+            assert await one.status() == {"state": "unseen", "stage": why}
+        other.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            other.accept()
+
+
+@contextmanager
+def known(url: str, **more: Any) -> Iterator[Running]:
+    """A server that lives, as others find it."""
+    folder = servers.Folder.make()
+    folder.write(servers.State(folder.id, "", ("mac1",), "m", url, pid=os.getpid(), **more))
+    with folder.held():
+        [found] = find_running()
+        yield found
 
 
 # detached, and through the command line
@@ -239,13 +312,19 @@ async def test_a_detached_one_is_found_followed_and_stopped(tiny_model: Path, ho
 
 
 @pytest.mark.parametrize("stopped", ["supervisor", "worker"])
-async def test_stop_ends_also_what_is_stopped(tiny_model: Path, hostfile: Path, stopped: str) -> None:
+async def test_stop_ends_also_what_is_stopped_in_the_middle_of_a_stream(
+    tiny_model: Path, hostfile: Path, stopped: str
+) -> None:
     running, seen = await start(hostfile, options(tiny_model))
+    stream = curl(f"{running.url}/v1/completions", ENDLESS)
+    assert stream.stdout
+    stream.stdout.readline()
     os.kill(running.state.pid if stopped == "supervisor" else seen.pid(1), signal.SIGSTOP)
     told = await running.stop()
     assert told.startswith("stopped")
     assert ("reboot" in told) == (stopped == "worker")
     assert not running.alive()
+    await asyncio.to_thread(stream.communicate)
 
 
 async def test_the_supervisors_death_ends_the_ranks(tiny_model: Path, hostfile: Path) -> None:

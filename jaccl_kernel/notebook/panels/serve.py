@@ -67,6 +67,8 @@ class ServePanel(BringUpPanel):
         self.tries = {name: widgets.Button(description=text, disabled=True) for name, text in CALLS.items()}
         self._watching = Work("the view of the server", on_end=lambda report, error: None)
         self._trying = Work("the call", on_end=self._tried)
+        self._told_to_end = False
+        self._ending = Work("the end of the server", on_end=self._told_of_end)
         super().__init__(
             "Serve",
             hostfile,
@@ -140,6 +142,7 @@ class ServePanel(BringUpPanel):
     def show(self, report: Running) -> None:
         """It serves: keep looking at it."""
         self.report = report
+        self._told_to_end = False
         key = report.state.api_key
         told = blocks.to_copy(key, "API key (OPENAI_API_KEY for clients)") if key else ""
         self.result.value = blocks.page(blocks.to_copy(f"{report.url}/v1", "Base URL for clients"), told)
@@ -166,15 +169,29 @@ class ServePanel(BringUpPanel):
 
     def _end(self) -> None:
         running: Running = self.report
+        if self._ending.running:
+            return
+        self._told_to_end = True
         self._enable(False)
         self.end_button.description = "Ending …"
-        self._trying.start(running.stop)
+        self._ending.start(running.stop)
+
+    def _told_of_end(self, told: str | None, error: BaseException | None) -> None:
+        self.end_button.description = "End the server"
+        if error is None:
+            self.answer.value = blocks.page(blocks.stopped(f"The server was {told}"))
+        else:
+            self.answer.value = blocks.page(blocks.error(error))
+            self._told_to_end = False
+            self._enable(True)  # it is still there
 
     def _try(self, name: str) -> None:
         running: Running = self.report
 
         async def call() -> tuple[str, dict[str, Any]]:
             status = await running.status()
+            if "examples" not in status:
+                raise JobError(f"nothing to ask: the server is {status['state']}: {status['stage']}")
             one = next(one for one in status["examples"] if one["name"] == name)
             return one["curl"], await asyncio.to_thread(running.ask, one["path"], one["body"])
 
@@ -183,11 +200,10 @@ class ServePanel(BringUpPanel):
             self._trying.start(call)
 
     def _tried(self, result: Any, error: BaseException | None) -> None:
-        self.end_button.description = "End the server"
+        if self._told_to_end:  # what comes of that is the last word
+            return
         if error is not None:
             self.answer.value = blocks.page(blocks.error(error))
-        elif isinstance(result, str):
-            self.answer.value = blocks.page(blocks.stopped(f"The server was {result}"))
         else:
             curl, answer = result
             text = json.dumps(answer, indent=1, ensure_ascii=False)

@@ -5,7 +5,14 @@ from typing import Any
 
 from jaccl_kernel.notebook.views import blocks
 
-LIGHTS = {"ready": "good", "starting": "none", "silent": "bad", "failed": "bad", "gone": "none"}
+LIGHTS = {
+    "ready": "good",
+    "starting": "none",
+    "silent": "bad",
+    "refused": "bad",
+    "failed": "bad",
+    "gone": "none",
+}
 
 
 def serving(url: str, status: Mapping[str, Any]) -> str:
