@@ -18,7 +18,7 @@ from jaccl_kernel.jobs.job import Job
 from jaccl_kernel.jobs.run import Deadlines, run
 from jaccl_kernel.jobs.spec import LAUNCH_VARIABLES, JobSpec, parse_env, scrubbed_environ
 from jaccl_kernel.rehearsal.homes import make_hostfile
-from jaccl_kernel.wire import Event
+from jaccl_kernel.wire import EVENT_LIMIT, Event
 from tests.conftest import until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -97,6 +97,32 @@ async def test_a_rank_that_is_killed_while_it_works_is_the_first_cause(victim: i
     with pytest.raises(RankDied, match="killed by SIGKILL") as caught:
         await run(smoke(2, "--linger"), on_event=kill)
     assert (caught.value.rank, caught.value.returncode) == (victim, -9)
+
+
+async def test_a_result_beyond_every_bound_is_missed_by_its_rank_s_name(tmp_path: Path) -> None:
+    """The rank says so much that it counts as chatter; then it is done."""
+    rank = tmp_path / "rank.py"
+    rank.write_text(
+        textwrap.dedent(
+            f"""
+            import os
+            from jaccl_kernel.ranks.link import Link
+
+            link = Link.open()
+            link.say("ready")
+            link.receive("go", deadline=60)
+            link.say("joined")
+            link.say("result", tokens="9" * {EVENT_LIMIT + (1 << 20)})
+            link.finish(0)
+            """
+        )
+    )
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nexec {sys.executable} {rank}\n")
+    python.chmod(0o755)
+    with pytest.raises(JobError, match="rank 0 was done, but its result did not arrive") as caught:
+        await run(smoke(1, python=str(python)))
+    assert caught.value.where == "mac1"
 
 
 async def test_a_rank_that_dies_while_the_others_join_does_not_leave_them_waiting() -> None:
