@@ -54,7 +54,7 @@ class Job:
     """
 
     def __init__(self, spec: JobSpec) -> None:
-        self.spec = spec
+        self.spec = spec.as_launched()
         self.id = time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3)
         self.folder = cache_dir() / "jobs" / self.id
         self.ranks = [RankState(number, name) for number, name in enumerate(spec.names())]

@@ -187,9 +187,7 @@ class _Series:
             "sharding": options.sharding,
             "hosts": [host.name for host in hostfile.hosts[: len(widest.facts)]],
             "ranks": widest.facts,
-            "environment": self.job(1).environment()
-            | dict(pair.partition("=")[::2] for pair in hostfile.envs)
-            | dict(options.env),
+            "environment": self.job(len(widest.facts)).whole_environment(),
             "hostfile": {
                 "path": str(hostfile.path) if hostfile.path else None,
                 "digest": hostfile.digest(),

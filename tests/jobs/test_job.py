@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +230,7 @@ def test_the_plain_command_is_what_the_job_runs_without_the_wire() -> None:
     spec = smoke(2, env={"A": "b c"}, starting_port=40000)
     assert spec.plain_command("h.json") == (
         f"mlx.launch --backend ring --hostfile h.json --python {sys.executable} --starting-port 40000 "
-        "--env HF_HUB_OFFLINE=1 --env TRANSFORMERS_OFFLINE=1 "
+        "--env HF_HUB_OFFLINE=1 --env TRANSFORMERS_OFFLINE=1 --env MLX_METAL_FAST_SYNCH=0 "
         f"--env OMP_NUM_THREADS={max(1, (os.cpu_count() or 1) // 2)} --env 'A=b c' -- "
         "-m jaccl_kernel.ranks smoke"
     )
@@ -243,6 +244,34 @@ def test_math_threads_are_shared_only_where_ranks_share_a_machine() -> None:
         max(1, (os.cpu_count() or 1) // 8)
     )
     assert smoke(2, env={"OMP_NUM_THREADS": "5"}).environment()["OMP_NUM_THREADS"] == "5"
+
+
+async def test_fast_synch_is_off_whatever_this_process_inherited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ranks of this machine inherit our environment, and MLX reads 0 as off."""
+    monkeypatch.setenv("MLX_METAL_FAST_SYNCH", "1")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "fast synch: $MLX_METAL_FAST_SYNCH"\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    events: list[Event] = []
+    await run(smoke(1, python=str(python)), on_event=events.append)
+    assert "fast synch: 0" in [event.data["text"] for event in events if event.kind == "line"]
+
+
+def test_the_hostfile_s_choice_wins_over_a_default_and_ours_over_both() -> None:
+    hostfile = replace(
+        make_hostfile(2),
+        envs=("HF_HUB_OFFLINE=0", "OMP_NUM_THREADS=3", "MLX_METAL_FAST_SYNCH=1", "A", "B-=1"),
+    )
+    spec = JobSpec(hostfile, ("smoke",), "ring", env={"OMP_NUM_THREADS": "5"})
+    # mlx.launch exports the hostfile's first, then these
+    assert spec.environment() == {"TRANSFORMERS_OFFLINE": "1", "OMP_NUM_THREADS": "5"}
+    assert spec.whole_environment() == spec.environment() | {
+        "HF_HUB_OFFLINE": "0",
+        "MLX_METAL_FAST_SYNCH": "1",
+        "A": "",
+    }
 
 
 def test_what_makes_no_sense_is_refused() -> None:

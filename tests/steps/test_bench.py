@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,12 @@ from jaccl_kernel.steps.bench import BenchOptions, bench
 from jaccl_kernel.wire import Event
 from tests.tiny import make_tiny_model
 
+# `hostfile check` finds no error in them, and mlx.launch itself would refuse them
+ONE_HOST_FILES = (
+    '[{"ssh": "127.0.0.1"}]',
+    '{"backend": "jaccl", "hosts": [{"ssh": "127.0.0.1", "ips": ["192.168.1.5"], "rdma": []}]}',
+)
+
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
@@ -27,7 +34,8 @@ def options(model: Path, **more: Any) -> BenchOptions:
 
 async def test_one_against_two_ranks_is_measured_compared_and_recorded(tiny_model: Path) -> None:
     events: list[Event] = []
-    report = await bench(make_hostfile(4), options(tiny_model, ranks=[2, 1]), on_event=events.append)
+    hostfile = replace(make_hostfile(4), envs=("TRANSFORMERS_OFFLINE=0",))
+    report = await bench(hostfile, options(tiny_model, ranks=[2, 1]), on_event=events.append)
     assert report.path
     assert json.loads(report.path.read_text()) == report.record
     one, two = report.points
@@ -47,16 +55,21 @@ async def test_one_against_two_ranks_is_measured_compared_and_recorded(tiny_mode
     said = report.record["provenance"]
     assert said["hosts"] == ["mac1", "mac2"]
     assert said["rehearsal"] is True
-    assert said["environment"]["HF_HUB_OFFLINE"] == "1"
+    assert said["environment"] == {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "0",
+        "MLX_METAL_FAST_SYNCH": "0",
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2)),
+    }
     assert said["model"]["digest"]
     assert said["ranks"][0]["packages"]["mlx-lm"]
     assert [event.data["ranks"] for event in events if event.kind == "point"] == [1, 2]
 
 
-async def test_a_single_count_tests_no_parity(tiny_model: Path) -> None:
-    report = await bench(
-        make_hostfile(2), options(tiny_model, ranks=[1], max_tokens=1, repeats=1), save=False
-    )
+@pytest.mark.parametrize("text", ONE_HOST_FILES, ids=["bare", "jaccl"])
+async def test_a_single_host_tests_no_parity_and_needs_no_address(tiny_model: Path, text: str) -> None:
+    hostfile = Hostfile.loads(text)
+    report = await bench(hostfile, options(tiny_model, max_tokens=1, repeats=1), save=False)
     assert report.record["parity"]["verdict"] == "not-tested"
     assert report.path is None
     assert report.points[0]["generation_tps"]["median"] is None
