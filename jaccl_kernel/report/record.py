@@ -28,12 +28,17 @@ class BenchReport:
     @property
     def ok(self) -> bool:
         """Whether every point ran and parity holds (not tested counts as no failure)."""
-        return bool(self.record["parity"]["verdict"] != "different")
+        return self.record["parity"]["verdict"] != "different" and not self.failed
 
     @property
     def points(self) -> list[dict[str, Any]]:
         """One measured point per number of ranks."""
         return list(self.record["points"])
+
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        """The number of ranks that failed, if one did: `ranks`, and `error` (type, what, where, fix)."""
+        return list(self.record.get("failed", []))
 
 
 @dataclass(frozen=True)

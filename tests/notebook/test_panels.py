@@ -203,6 +203,10 @@ def test_a_report_is_shown_with_table_verdict_figure_and_commands() -> None:
     assert "it &lt;wrote&gt; this" in html
     unsaved = "".join(report_blocks(BenchReport(record)))
     assert "not saved" in unsaved
+    error = {"type": "RankDied", "what": "rank 1 died", "where": "mac2", "fix": "Wake it."}
+    partly = "".join(report_blocks(BenchReport(record | {"failed": [{"ranks": 4, "error": error}]})))
+    assert "4 ranks: rank 1 died" in partly
+    assert "Wake it." in partly
 
 
 def test_start_shows_the_rehearsal_and_links_to_the_steps() -> None:

@@ -8,7 +8,7 @@ import ipywidgets as widgets
 from IPython.display import HTML, display
 
 from jaccl_kernel.cluster.hostfile import Hostfile
-from jaccl_kernel.errors import InputError
+from jaccl_kernel.errors import InputError, JobError
 from jaccl_kernel.jobs.spec import FAST_SYNCH, FAST_SYNCH_RISK
 from jaccl_kernel.models.resolve import DEMO
 from jaccl_kernel.notebook import session
@@ -209,6 +209,7 @@ def report_blocks(report: BenchReport) -> list[str]:
     saved = f"The record is {report.path}" if report.path else "The record was not saved."
     return [
         _table(found),
+        *map(_failed, report.failed),
         blocks.verdict(parity.sentence(), VERDICT_STATES[parity.verdict]),
         blocks.figure(drawing, figures.describe(found), figures.INK),
         blocks.folded(
@@ -217,6 +218,12 @@ def report_blocks(report: BenchReport) -> list[str]:
         ),
         blocks.paragraph(saved, quiet=True),
     ]
+
+
+def _failed(one: dict[str, Any]) -> str:
+    cause = one["error"]
+    told = JobError(f"{one['ranks']} ranks: {cause['what']}", where=cause["where"], fix=cause["fix"])
+    return blocks.error(told)
 
 
 def _table(found: dict[str, Any]) -> str:
