@@ -77,7 +77,12 @@ def test_an_unreadable_hostfile_exits_2_with_line_and_column(tmp_path: Path) -> 
     done = jaccl("hostfile", "check", tmp_path / "h.json")
     assert done.returncode == 2
     assert "line 2" in done.stderr
-    assert jaccl("hostfile", "check", tmp_path / "none.json").returncode == 2
+    told = jaccl("hostfile", "check", tmp_path / "none.json", "--json")
+    assert told.returncode == 2
+    found = json.loads(told.stdout)
+    assert (found["ok"], found["verdict"], found["problems"]) == (False, None, [])
+    assert found["error"]["where"] == found["hostfile"] == str(tmp_path / "none.json")
+    assert found["error"]["what"].startswith("cannot be read")
 
 
 def test_a_rehearsal_is_set_up_and_says_so(tmp_path: Path) -> None:
