@@ -14,6 +14,7 @@ from typing import Any
 
 WIRE_ENV = "JACCL_KERNEL_WIRE"
 MARK = "@@jaccl "
+EVENT_LIMIT = 1 << 23  # bytes of an event's line: a benchmark of 1024 tokens takes 160 KB
 LINE_LIMIT = 900  # characters of a host-to-rank line, under the ~1 KB that a macOS tty passes on
 HOST = -1  # the "rank" of an event that the host side itself tells
 

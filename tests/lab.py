@@ -88,24 +88,8 @@ def start_lab(
     token = secrets.token_hex(16)
     settings = folder / "settings"
     _write_settings(settings, theme)
-    own = {
-        "JUPYTER_CONFIG_DIR": "config",
-        "JUPYTER_DATA_DIR": "data",
-        "JUPYTER_RUNTIME_DIR": "runtime",
-        "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
-        "JUPYTERLAB_SETTINGS_DIR": "settings",
-        "IPYTHONDIR": "ipython",
-    }
-    environ = os.environ | {name: str(folder / value) for name, value in own.items()}
-    environ |= {
-        "PYTHONPATH": str(REPOSITORY),
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        "JUPYTER_TOKEN": token,
-        **(env or {}),
-    }
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    environ = own_environment(folder) | {"PYTHONPATH": str(REPOSITORY), "JUPYTER_TOKEN": token, **(env or {})}
+    port = free_port()
     command = [
         *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1"),
         *(f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={root}"),
@@ -115,7 +99,7 @@ def start_lab(
         process = subprocess.Popen(command, env=environ, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
     try:
         lab = Lab(f"http://127.0.0.1:{port}", token, root, process, log)
-        _wait_until_it_answers(lab)
+        wait_until_it_answers(lab)
         yield lab
     finally:
         process.terminate()  # the server shuts its kernels down
@@ -124,6 +108,27 @@ def start_lab(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def own_environment(folder: Path) -> dict[str, str]:
+    """This environment, but for Jupyter's own files, which all lie in `folder`."""
+    own = {
+        "JUPYTER_CONFIG_DIR": "config",
+        "JUPYTER_DATA_DIR": "data",
+        "JUPYTER_RUNTIME_DIR": "runtime",
+        "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+        "JUPYTERLAB_SETTINGS_DIR": "settings",
+        "IPYTHONDIR": "ipython",
+    }
+    places = {name: str(folder / value) for name, value in own.items()}
+    return {**os.environ, **places, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _write_settings(folder: Path, theme: str) -> None:
@@ -135,7 +140,8 @@ def _write_settings(folder: Path, theme: str) -> None:
         path.write_text(json.dumps(values), encoding="utf-8")
 
 
-def _wait_until_it_answers(lab: Lab) -> None:
+def wait_until_it_answers(lab: Lab) -> None:
+    """Until its server answers, at the most until the deadline."""
     end = time.monotonic() + LAB_DEADLINE_S
     while True:
         try:

@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 
 from jaccl_kernel.cli import main
+from jaccl_kernel.rehearsal.homes import make_hostfile
+from jaccl_kernel.report.parity import Parity
+from jaccl_kernel.report.record import BenchReport
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 JACCL = str(Path(sys.executable).with_name("jaccl"))
@@ -74,7 +77,12 @@ def test_an_unreadable_hostfile_exits_2_with_line_and_column(tmp_path: Path) -> 
     done = jaccl("hostfile", "check", tmp_path / "h.json")
     assert done.returncode == 2
     assert "line 2" in done.stderr
-    assert jaccl("hostfile", "check", tmp_path / "none.json").returncode == 2
+    told = jaccl("hostfile", "check", tmp_path / "none.json", "--json")
+    assert told.returncode == 2
+    found = json.loads(told.stdout)
+    assert (found["ok"], found["verdict"], found["problems"]) == (False, None, [])
+    assert found["error"]["where"] == found["hostfile"] == str(tmp_path / "none.json")
+    assert found["error"]["what"].startswith("cannot be read")
 
 
 def test_a_rehearsal_is_set_up_and_says_so(tmp_path: Path) -> None:
@@ -109,6 +117,44 @@ def test_bench_tells_people_a_table_parity_and_the_record(tmp_path: Path, tiny_m
     assert "decode tok/s" in done.stdout
     assert "Parity: not tested" in done.stdout
     assert "mlx.launch" in done.stderr
+
+
+@pytest.mark.parametrize("wrong", ["parity", "a rank"])
+@pytest.mark.parametrize("more", [[], ["--json"]], ids=["table", "json"])
+def test_bench_exits_1_where_parity_is_different_or_a_later_point_failed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    wrong: str,
+    more: list[str],
+) -> None:
+    """It still tells all that was measured, and where not all was, why."""
+    spread = {"median": 1.0, "min": 1.0, "max": 1.0}
+    point = {
+        "ranks": 1,
+        **dict.fromkeys(("prompt_tps", "generation_tps", "ttft_s"), spread),
+        "itl_s": {"p50": 1.0, "p95": 1.0},
+        "load_s": 1.0,
+        "peak_memory_bytes": [1],
+        "speedup": None,
+        "efficiency": None,
+    }
+    error = {"type": "RankDied", "what": "rank 1 died", "where": "mac2", "fix": "Wake it."}
+    verdict = Parity("different" if wrong == "parity" else "not-tested", 3, 1.0, 0.5, 1)
+    failed = [{"ranks": 2, "error": error}] if wrong == "a rank" else []
+    found = {"schema": 1, "points": [point], "failed": failed, "parity": verdict.to_json()}
+
+    async def measured(*_: object, **__: object) -> BenchReport:
+        return BenchReport(found, None)
+
+    monkeypatch.setattr("jaccl_kernel.steps.bench.bench", measured)
+    make_hostfile(2).write(tmp_path / "r.json")
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", str(tmp_path / "r.json"), *more])
+    assert ended.value.code == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out) == found if more else "decode tok/s" in out
+    assert ("mac2: 2 ranks: rank 1 died\n  Fix: Wake it." in err) == (wrong == "a rank")
 
 
 @pytest.mark.parametrize(

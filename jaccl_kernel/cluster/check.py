@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from jaccl_kernel.cluster.check_matrix import matrix_problems
 from jaccl_kernel.cluster.hostfile import LOCAL, Hostfile, is_ssh_name, ssh_host
 from jaccl_kernel.cluster.matrix import Verdict, verdict
-from jaccl_kernel.cluster.problem import Problem, Severity, place
+from jaccl_kernel.cluster.problem import Problem, place
+from jaccl_kernel.errors import HostfileError
 
 __all__ = [
     "BACKENDS",
@@ -25,9 +26,11 @@ __all__ = [
     "hostfile_verdict",
     "render",
     "to_json",
+    "unreadable_json",
 ]
 
 BACKENDS = ("jaccl", "jaccl-ring", "ring")
+_BROADCAST = ipaddress.IPv4Address("255.255.255.255")
 
 # What JACCL and MLX read to find their place in a group (field guide; MLX's jaccl.cpp and ring.cpp)
 _OVERRIDING = "JACCL prefers it to what mlx.launch sets, so all ranks that see it take the same value"
@@ -130,6 +133,12 @@ def to_json(
         "verdict": None if verdict is None else {"kind": verdict.kind, "message": verdict.message},
         "problems": [problem.to_json() for problem in problems],
     }
+
+
+def unreadable_json(hostfile_path: str | os.PathLike[str], error: HostfileError) -> dict[str, object]:
+    """The same for a file that could not be read: `error` says why, and nothing was looked at."""
+    told = {"what": error.what, "where": error.where, "fix": error.fix}
+    return to_json(hostfile_path, [], None) | {"ok": False, "error": told}
 
 
 def _ssh_problems(hostfile: Hostfile) -> Iterator[Problem]:
@@ -253,9 +262,8 @@ def _coordinator_problems(hostfile: Hostfile) -> Iterator[Problem]:
 
 def _no_coordinator(address: str, hostfile: Hostfile) -> str:
     """Why the ranks cannot meet at an address, or "". JACCL adds the port itself, and knows IPv4 only."""
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
+    parsed = _parsed(address)
+    if parsed is None:
         if _is_placeholder(address):
             return f"{address} is still the template's placeholder."
         if re.fullmatch(r"\d+(\.\d+){3}:\d+", address):
@@ -265,7 +273,7 @@ def _no_coordinator(address: str, hostfile: Hostfile) -> str:
         return f"{address} is an IPv6 address, which JACCL cannot parse."
     if parsed.is_loopback and any(host.ssh != LOCAL for host in hostfile.hosts):
         return f"{address} means each Mac itself: the other Macs cannot reach rank 0 there."
-    if parsed.is_unspecified or parsed.is_multicast or parsed == ipaddress.IPv4Address("255.255.255.255"):
+    if parsed.is_unspecified or parsed.is_multicast or parsed == _BROADCAST:
         return f"{address} is the address of no single Mac."
     for rank, host in enumerate(hostfile.hosts[1:], start=1):
         if address in host.ips and ssh_host(host.ssh) != ssh_host(hostfile.hosts[0].ssh):
@@ -278,6 +286,7 @@ def _no_coordinator(address: str, hostfile: Hostfile) -> str:
 def _ring_address_problems(hostfile: Hostfile) -> Iterator[Problem]:
     fix = "Write its address on the network that the ring shall use."
     remote = any(host.ssh != LOCAL for host in hostfile.hosts)
+    owners: dict[str, int] = {}
     for rank, host in enumerate(hostfile.hosts):
         if not host.ips:
             yield Problem(
@@ -289,21 +298,44 @@ def _ring_address_problems(hostfile: Hostfile) -> Iterator[Problem]:
             )
         for position, address in enumerate(host.ips):
             where = place(hostfile, rank, f"ips[{position}]")
-            try:
-                loopback = ipaddress.ip_address(address).is_loopback
-            except ValueError:
-                # MLX's ring does look names up, unlike JACCL
-                severity: Severity = "error" if _is_placeholder(address) else "warning"
-                yield Problem("ips-address", severity, where, f"{address!r} is no IP address.", fix)
-                continue
-            if loopback and remote:
-                yield Problem(
-                    "ips-loopback",
-                    "error",
-                    where,
-                    f"{address} means each Mac itself: its neighbours in the ring cannot reach it there.",
-                    fix,
-                )
+            if reason := _no_ring_address(address):
+                yield Problem("ips-address", "error", where, reason, fix)
+            elif _parsed(address) is None:  # MLX's ring does look names up, unlike JACCL
+                yield Problem("ips-address", "warning", where, f"{address!r} is no IP address.", fix)
+            elif ipaddress.ip_address(address).is_loopback:
+                if remote:
+                    what = (
+                        f"{address} means each Mac itself: its neighbours in the ring cannot reach it there."
+                    )
+                    yield Problem("ips-loopback", "error", where, what, fix)
+            else:
+                first = owners.setdefault(address, rank)
+                if ssh_host(hostfile.hosts[first].ssh) != ssh_host(host.ssh):
+                    what = f"{address} stands at host {first} ({hostfile.hosts[first].name}) too."
+                    yield Problem("ips-twice", "error", where, what, fix)
+
+
+def _no_ring_address(address: str) -> str:
+    """Why no host of MLX's ring can listen at an address, or ""."""
+    parsed = _parsed(address)
+    if _is_placeholder(address):
+        return f"{address} is still the template's placeholder."
+    if not address.strip():
+        return f"{address!r} is no address at all."
+    if ":" in address:
+        return (
+            f"{address} has a colon, from which on MLX's ring takes it for a port: write IPv4, and no port."
+        )
+    if parsed and (parsed.is_unspecified or parsed.is_multicast or parsed == _BROADCAST):
+        return f"{address} is the address of no single Mac."
+    return ""
+
+
+def _parsed(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(address)
+    except ValueError:
+        return None
 
 
 def _is_placeholder(address: str) -> bool:

@@ -135,13 +135,16 @@ class Hostfile:
         """
         where = str(path) if path else "hostfile"
         data = _parse_json(text, where)
+        _check_characters(data, text, where)
         if isinstance(data, list):
             return cls(_hosts(data, where), bare=True, path=path)
         if not isinstance(data, dict):
             _misshapen(f"holds {_kind(data)} where an object or a list of hosts should be", where)
         if "hosts" not in data:
             _misshapen('has no "hosts"', where)
-        backend, envs = data.get("backend", ""), data.get("envs", [])
+        backend, envs = data.get("backend"), data.get("envs", [])
+        if backend is None:  # mlx.launch then chooses itself, as for ""
+            backend = ""
         if not isinstance(backend, str):
             _misshapen(f'"backend" is {_kind(backend)}, not a name', where)
         return cls(
@@ -309,6 +312,20 @@ def _parse_json(text: str, where: str) -> object:
         raise HostfileError(f"is not JSON that can be read: {error}", where=where, fix=_SHAPE_FIX) from error
 
 
+def _check_characters(data: object, text: str, where: str) -> None:
+    """Refuse half a character, as only an escape can leave it: no terminal, log or ssh could take it."""
+    try:
+        json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        escape = f"\\u{ord(error.object[error.start]):04x}"
+        line = text[: max(0, text.lower().find(escape))].count("\n") + 1
+        raise HostfileError(
+            f"holds half a character, {escape}, at line {line}",
+            where=where,
+            fix="Write the character itself, or both halves of its escape.",
+        ) from error
+
+
 def _hosts(data: object, where: str) -> tuple[Host, ...]:
     if not isinstance(data, list):
         _misshapen(f'"hosts" is {_kind(data)}, not a list', where)
@@ -320,18 +337,23 @@ def _hosts(data: object, where: str) -> tuple[Host, ...]:
 def _host(entry: object, where: str) -> Host:
     if not isinstance(entry, dict):
         _misshapen(f"is {_kind(entry)}, not an object", where)
-    ssh, rdma = entry.get("ssh"), entry.get("rdma", [])
+    # mlx.launch does not mind a null in what its backend does not look at
+    ssh, ips, rdma = entry.get("ssh"), _or_empty(entry.get("ips")), _or_empty(entry.get("rdma"))
     if not isinstance(ssh, str):
         _misshapen(f'"ssh" is {_kind(ssh)}, not a name' if "ssh" in entry else 'has no "ssh"', where)
     if not isinstance(rdma, list):
         _misshapen(f'"rdma" is {_kind(rdma)}, not a list of cells', where)
     return Host(
         ssh,
-        _strings(entry.get("ips", []), "ips", where),
+        _strings(ips, "ips", where),
         tuple(tuple(cell) if isinstance(cell, list) else cell for cell in rdma),
         _without(entry, "ssh", "ips", "rdma"),
         tuple(entry),
     )
+
+
+def _or_empty(value: object) -> object:
+    return [] if value is None else value
 
 
 def _strings(data: object, key: str, where: str) -> tuple[str, ...]:

@@ -5,10 +5,11 @@ by rank, so that a hostfile can be judged where no RDMA device exists. It knows 
 mlx.launch's stricter rules (`check.py` adds those) or of port states. Pure: no I/O.
 """
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeGuard
 
 Kind = Literal["mesh", "ring", "singleton", "crash", "error"]
 Topology = Literal["mesh", "ring"]
@@ -93,7 +94,7 @@ def verdict(
             that is as many as the shortest cell has (from mlx 0.32.4).
 
     Raises:
-        ValueError: `devices` has another length than `rdma`, or a cable is no pair of strings.
+        ValueError: `devices` is no list, or has another length than `rdma`, or a cable is no pair of ends.
     """
     try:
         names = _parse(rdma)
@@ -190,23 +191,39 @@ def _present(devices: Sequence[Collection[str]] | None, size: int) -> tuple[Coll
     """The device names of every host; None for "whatever the matrix names"."""
     if devices is None:
         return (None,) * size
-    flat = [name for name in devices if isinstance(name, str)]
-    if flat and len(flat) == len(devices):
-        return (flat,) * size
-    if flat:
+    listed = tuple(devices) if _is_list(devices) else None
+    if listed and _is_names(listed):
+        return (listed,) * size
+    if listed is None or not all(map(_is_names, listed)):
         raise ValueError("devices must be a list of names for each rank, or one list for all of them")
-    if len(devices) != size:
-        raise ValueError(f"devices has {len(devices)} entries, but the matrix has {size} ranks")
-    return tuple(devices)
+    if len(listed) != size:
+        raise ValueError(f"devices has {len(listed)} entries, but the matrix has {size} ranks")
+    return listed
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _is_names(entry: object) -> TypeGuard[Collection[str]]:
+    return (
+        isinstance(entry, Collection)
+        and not isinstance(entry, str)
+        and all(isinstance(name, str) for name in entry)
+    )
 
 
 def _plugged(cables: Iterable[Sequence[str]]) -> frozenset[frozenset[str]]:
     ends = set()
     for cable in cables:
-        if isinstance(cable, str) or len(cable) != 2 or not all(isinstance(end, str) for end in cable):
+        if not _is_list(cable) or len(cable) != 2 or not all(map(_is_end, cable)):
             raise ValueError(f'a cable is a pair like ("0.rdma_en3", "1.rdma_en4"), not {cable!r}')
         ends.add(frozenset(cable))
     return frozenset(ends)
+
+
+def _is_end(end: object) -> bool:
+    return isinstance(end, str) and re.fullmatch(r"\d+\..+", end) is not None
 
 
 def _choose(names: Names, *, prefer_ring: bool) -> Topology | Verdict:

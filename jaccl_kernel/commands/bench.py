@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaccl_kernel.commands import terminal
-from jaccl_kernel.errors import InputError
+from jaccl_kernel.errors import InputError, JobError
 
 
 def add(commands: Any) -> None:
@@ -78,7 +78,11 @@ def _bench(options: argparse.Namespace) -> int:
 
         print(table.render(table.BENCH_COLUMNS, table.bench_rows(report.record)))
         print(parity.Parity(**report.record["parity"]).sentence())
-        print(f"Record: {report.path}")
+        print(f"Record: {report.path or 'not saved'}")
+    for one in report.failed:
+        cause = one["error"]
+        error = JobError(f"{one['ranks']} ranks: {cause['what']}", where=cause["where"], fix=cause["fix"])
+        terminal.fail(error, 1)
     return 0 if report.ok else 1
 
 

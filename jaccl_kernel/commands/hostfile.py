@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jaccl_kernel.commands import bringup, terminal
-from jaccl_kernel.errors import InputError
+from jaccl_kernel.errors import HostfileError, InputError
 
 
 def add(commands: Any) -> None:
@@ -32,7 +32,12 @@ def _hostfile_check(options: argparse.Namespace) -> int:
     from jaccl_kernel.cluster import check
     from jaccl_kernel.cluster.hostfile import Hostfile
 
-    hostfile = Hostfile.read(options.file)
+    try:
+        hostfile = Hostfile.read(options.file)
+    except HostfileError as error:
+        if options.json:
+            terminal.print_json(check.unreadable_json(options.file, error))
+        raise
     problems = check.check(hostfile, backend=options.backend)
     verdict = check.hostfile_verdict(hostfile, options.backend)
     if options.json:

@@ -25,6 +25,7 @@ from jaccl_kernel.jobs.spec import JobSpec, scrubbed_environ
 from jaccl_kernel.paths import cache_dir
 
 TAIL_LINES = 40  # of each rank's output, kept for its last words
+RECORD_LIMIT = 8 * wire.EVENT_LIMIT  # bytes of a launcher's line: JSON escapes a byte in six at most
 KEPT_JOBS = 50  # folders of older jobs' logs
 STOP_GRACE_S = 1.0
 STOP_DEADLINE_S = 12.0  # the launcher's own grace, a remote kill, and then some
@@ -53,7 +54,7 @@ class Job:
     """
 
     def __init__(self, spec: JobSpec) -> None:
-        self.spec = spec
+        self.spec = spec.as_launched()
         self.id = time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3)
         self.folder = cache_dir() / "jobs" / self.id
         self.ranks = [RankState(number, name) for number, name in enumerate(spec.names())]
@@ -105,7 +106,7 @@ class Job:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=env,
-            limit=1 << 24,
+            limit=RECORD_LIMIT,
             start_new_session=True,  # a terminal's Ctrl-C is ours to pass on, not the ranks' to feel
         )
         assert self._process.stdout

@@ -8,7 +8,8 @@ Speaks JSON lines with its starter. Out: `{"rank", "pid"}`, `{"rank", "pidfile"}
 `{"rank", "stream", "text"}`, `{"rank", "exit"}`.
 In: `{"to": rank or null, "lines": […]}`, `{"end": seconds}`. The end of its stdin, SIGINT, SIGTERM or SIGHUP
 end the job: the ranks' stdin is closed (each leaves by its lifeline), and what is still there is killed.
-Knows nothing of events or programs, and decides nothing: when to end a job is its starter's business.
+Of events it knows the mark alone, of programs nothing, and it decides nothing: when to end a job is its
+starter's business.
 """
 
 import asyncio
@@ -18,25 +19,21 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlx._distributed_utils import launch as upstream
 
+from jaccl_kernel import wire
+from jaccl_kernel.cluster import ssh
+
 GRACE_S = 1.0  # between closing a rank's stdin and killing it
 REMOTE_KILL_S = 5.0
 DRAIN_S = 2.0  # how long a dead rank's pipes may stay open (a child of it may hold them)
-LINE_LIMIT = 1 << 16  # a longer line is passed on in pieces
+LINE_LIMIT = 1 << 16  # bytes; a longer line of chatter is passed on in pieces, an event is not
+MARK = wire.MARK.encode("ascii")
 STARTED = "@@jaccl-started"  # what stands before it on stdout is the remote shell's own
 RANK_ENV = "JACCL_KERNEL_RANK_ENV"
-SSH = (
-    "ssh",
-    "-T",  # upstream asks for a tty, which merges stderr into stdout and hides the end of stdin from the rank
-    "-o", "BatchMode=yes",
-    "-o", "ConnectTimeout=15",
-    "-o", "ServerAliveInterval=5",
-    "-o", "ServerAliveCountMax=3",
-)  # fmt: skip
 
 
 class Rank:
@@ -50,8 +47,8 @@ class Rank:
         # /bin/bash by name: upstream's script is bash, and the login shell over there need not be
         command = ("/bin/bash", "-c", script)
         # a shell stays around it over there: of a command that a signal ended, ssh itself would only say 255
-        far = shlex.join(("/bin/sh", "-c", '"$@"; exit $?', "sh", *command))
-        self._argv = command if self.local else (*SSH, "--", host, f"exec {far}")
+        far = ("/bin/sh", "-c", '"$@"; exit $?', "sh", *command)
+        self._argv = command if self.local else _over_ssh(host, far)
         self._env = {**os.environ, **env} if self.local else dict(os.environ)
         self._pidfile: str | None = None
         self._process: asyncio.subprocess.Process
@@ -112,7 +109,7 @@ class Rank:
     async def _kill_remote(self, pidfile: str) -> None:
         script = f"kill -9 $(cat {shlex.quote(pidfile)}); rm -f {shlex.quote(pidfile)}"
         killer = await asyncio.create_subprocess_exec(
-            *SSH, "--", self.host, "exec " + shlex.join(("/bin/sh", "-c", script)),
+            *_over_ssh(self.host, ("/bin/sh", "-c", script)),
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
@@ -124,15 +121,18 @@ class Rank:
                 await killer.wait()
 
     async def _pump(self, stream: asyncio.StreamReader, name: str) -> None:
-        buffer = b""
+        unfinished = bytearray()
         while data := await stream.read(LINE_LIMIT):
-            *lines, buffer = (buffer + data).split(b"\n")
-            if len(buffer) > LINE_LIMIT:
-                lines, buffer = [*lines, buffer], b""
-            for line in lines:
-                await self._line(name, line)
-        if buffer:
-            await self._line(name, buffer)
+            *ends, rest = data.split(b"\n")
+            for end in ends:
+                await self._line(name, bytes(unfinished + end))
+                unfinished.clear()
+            unfinished += rest
+            if len(unfinished) > (wire.EVENT_LIMIT if MARK in unfinished else LINE_LIMIT):
+                await self._line(name, bytes(unfinished))
+                unfinished.clear()
+        if unfinished:
+            await self._line(name, bytes(unfinished))
 
     async def _line(self, stream: str, raw: bytes) -> None:
         text = raw.decode("utf-8", errors="replace").rstrip("\r")
@@ -146,6 +146,14 @@ class Rank:
             await tell(rank=self.number, pidfile=text)
             return
         await tell(rank=self.number, stream=stream, text=text)
+
+
+def _over_ssh(host: str, argv: Sequence[str]) -> tuple[str, ...]:
+    """What runs a command on another node. Upstream asks ssh for a tty, ours does not.
+
+    A tty merges stderr into stdout and hides the end of stdin from the rank.
+    """
+    return (*ssh.command(), "--", host, ssh.command_line(argv))
 
 
 async def tell(**record: Any) -> None:

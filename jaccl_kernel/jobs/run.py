@@ -66,7 +66,7 @@ async def run(
         RankDied: a rank failed.
         DeadlineExceeded: a wait took too long; says which ranks were waited for.
         Busy: another job holds a node, or the port is taken.
-        JobError: mlx.launch refused the job, or the launcher itself was killed.
+        JobError: mlx.launch refused the job, the launcher itself was killed, or a rank's result was lost.
     """
     deadlines = deadlines or Deadlines()
     with lock.hold([host.ssh for host in spec.hostfile.hosts], what):
@@ -122,7 +122,17 @@ class Conversation:
             restarts=True,
         )
         await self.end()
+        self._check_results()
         return self.outcome
+
+    def _check_results(self) -> None:
+        for rank, result in zip(self.job.ranks, self.outcome.results, strict=True):
+            if not result:
+                raise JobError(
+                    f"rank {rank.number} was done, but its result did not arrive whole",
+                    where=rank.name,
+                    fix=f"Ask for fewer tokens or runs at once; its log is in {self.job.folder}.",
+                )
 
     async def start(self, payload: dict[str, Any]) -> None:
         """Until every rank is in the group."""

@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from jaccl_kernel.cluster.hostfile import Hostfile
@@ -22,6 +22,7 @@ LOCAL = "127.0.0.1"  # the only name that mlx.launch runs on this machine, witho
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 FAST_SYNCH = "MLX_METAL_FAST_SYNCH"
+NO_FAST_SYNCH = {FAST_SYNCH: "0"}  # off for MLX as if unset, and not what this process may have inherited
 FAST_SYNCH_RISK = (
     f"{FAST_SYNCH}=1 can be much faster on some set-ups, but MLX's documentation says that it can deadlock "
     "and wedge the GPU until a reboot, and advises to leave it unset."
@@ -54,7 +55,8 @@ class JobSpec:
         program: what follows `-m jaccl_kernel.ranks`, the program's name first.
         backend: mlx.launch's `--backend`.
         python: the interpreter on every node.
-        env: variables for every rank, added to the defaults below; a value here wins.
+        env: variables for every rank; a value here wins over the hostfile's `envs`, which win over our
+            defaults.
         rank_env: variables for each rank that runs on this machine, one mapping a rank (a simulated Mac's
             home, say); empty for none.
         starting_port: mlx.launch's `--starting-port`: the coordinator's (jaccl), or rank 0's first (ring).
@@ -90,13 +92,35 @@ class JobSpec:
         """Whether every rank runs on this machine."""
         return all(host.ssh == LOCAL for host in self.hostfile.hosts)
 
+    def as_launched(self) -> "JobSpec":
+        """This job in a form that mlx.launch takes: of one rank alone it asks what only a group needs."""
+        if self.size > 1:
+            return self
+        [host] = self.hostfile.hosts
+        alone = replace(host, ips=host.ips or (LOCAL,), rdma=())
+        return replace(self, backend="ring", hostfile=replace(self.hostfile, hosts=(alone,)))
+
     def environment(self) -> dict[str, str]:
-        """What every rank's environment gets: offline by default, and a fair share of math threads."""
+        """What mlx.launch is to give every rank by `--env`: our defaults where nobody chose, and `env`.
+
+        The defaults: offline, no fast synch, and a fair share of math threads.
+        """
         shared = max(Counter(host.ssh for host in self.hostfile.hosts).values())
         threads = {}
         if shared > 1:  # MLX's math threads of all ranks at once would fight for the same cores
             threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // shared))}
-        return {**OFFLINE, **threads, **self.env}
+        defaults = {**OFFLINE, **NO_FAST_SYNCH, **threads}
+        chosen = self._hostfile_environment()
+        return {key: value for key, value in defaults.items() if key not in chosen} | dict(self.env)
+
+    def whole_environment(self) -> dict[str, str]:
+        """What every rank is given: mlx.launch exports the hostfile's `envs`, then what `--env` says."""
+        return self._hostfile_environment() | self.environment()
+
+    def _hostfile_environment(self) -> dict[str, str]:
+        pairs = (entry.partition("=") for entry in self.hostfile.envs)
+        # mlx.launch passes over any other name
+        return {key: value for key, _, value in pairs if key and key.replace("_", "").isalnum()}
 
     def launch_arguments(self, hostfile: str | Path, *, wired: bool, job: str = "") -> list[str]:
         """mlx.launch's own arguments, from `--backend` to the end of the program's.

@@ -34,7 +34,10 @@ def resolve(name: str | Path) -> Path:
     if text and folder.exists():
         return folder.absolute()
     if not _HUB_ID.fullmatch(text):
-        raise ModelError("is no folder here", where=text, fix="Give a folder, an id as ORG/NAME, or `demo`.")
+        fix = "Give a folder, an id as ORG/NAME, or `demo`."
+        if folder.name == demo.SMOLLM2.name:  # a rank was told where the nodes have it
+            fix = "`jaccl sync FILE demo` puts the demo model on every node."
+        raise ModelError("is no folder here", where=text, fix=fix)
     # Imported here: half a second, and only hub ids need it.
     from huggingface_hub import constants, try_to_load_from_cache
 

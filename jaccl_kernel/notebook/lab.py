@@ -3,9 +3,9 @@
 import contextlib
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from jaccl_kernel.errors import JacclError
 from jaccl_kernel.notebook import kernelspec
@@ -18,8 +18,11 @@ OVERRIDES = {
 START = "00_start.ipynb"
 
 
-def open_lab(arguments: list[str]) -> int:
-    """Run JupyterLab on notebooks/00_start.ipynb until it ends; `arguments` go to `jupyter lab`.
+def open_lab(arguments: list[str]) -> NoReturn:
+    """Become JupyterLab on notebooks/00_start.ipynb; `arguments` go to `jupyter lab`.
+
+    In this process's place, not as its child: then Ctrl-C and SIGTERM are JupyterLab's own, which asks first,
+    or ends its kernels before it goes.
 
     Raises:
         JacclError: the notebooks are not where this package was installed from.
@@ -46,4 +49,6 @@ def open_lab(arguments: list[str]) -> int:
         command.append("--allow-root")
     # a kernel's working folder is notebooks/: records belong beside it
     environ = {"JACCL_RESULTS": str(root / "results"), **os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    return subprocess.call(command, env=environ, cwd=root)
+    sys.stdout.flush()
+    os.chdir(root)
+    os.execve(sys.executable, command, environ)

@@ -31,13 +31,12 @@ from jaccl_kernel.jobs.controller import Controller
 from jaccl_kernel.jobs.job import Job
 from jaccl_kernel.jobs.run import Conversation, Deadlines, OnEvent, ignore, tell_job, with_port
 from jaccl_kernel.jobs.spec import JobSpec
-from jaccl_kernel.models.demo import ensure_demo
 from jaccl_kernel.notebook import session
 from jaccl_kernel.notebook.work import Work
 from jaccl_kernel.rehearsal import homes
 from jaccl_kernel.report import record
 from jaccl_kernel.steps.cluster import Cluster
-from jaccl_kernel.steps.preflight import check_hostfile
+from jaccl_kernel.steps.preflight import check_hostfile, find_model
 from jaccl_kernel.steps.serve import ServeOptions, check_options, check_ports
 from jaccl_kernel.wire import Event
 
@@ -169,7 +168,7 @@ class Ranks:
             hostfile: a Hostfile or its path; None for the notebooks' own.
             count: the first so many hosts; None for all (of simulated Macs: as many as run well at once).
             backend: mlx.launch's; None for the hostfile's own.
-            python: the interpreter on every node; None for this one.
+            python: the interpreter on every node; None for the notebooks' choice, else this one.
             env: more variables for the ranks.
             on_event: hears every event of the ranks, on a thread of its own.
             deadlines: other bounds than the usual ones.
@@ -196,7 +195,7 @@ class Ranks:
             hostfile=part,
             program=("resident",),
             backend=chosen_backend,
-            python=python or sys.executable,
+            python=python or session.python_for(chosen) or sys.executable,
             env=dict(env or {}),
             rank_env=cluster.rank_env[:wanted],
         )
@@ -233,8 +232,9 @@ class Ranks:
         Raises:
             ModelError: it is not there, is damaged, or does not split so.
         """
+        self._refuse_if_down()
         chosen = str(model) if model is not None else session.read().model or "demo"
-        path = self._run(ensure_demo()) if chosen == "demo" else chosen
+        path, _ = self._run(find_model(self.spec.hostfile, chosen, sharding, [self.size], self.on_event))
         self.model = None
         took = self._call("load", {"model": str(path), "sharding": sharding})
         self.model, self.sharding = str(path), sharding

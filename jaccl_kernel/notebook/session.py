@@ -1,11 +1,11 @@
-"""What the notebooks agree on and keep across kernels: which hostfile, which model. One small JSON file.
+"""What the notebooks agree on and keep across kernels: hostfile, model, interpreter. One small JSON file.
 
 It lies in the cache folder: a choice can be made again. With nothing chosen, it is the rehearsal.
 """
 
 import json
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from jaccl_kernel.cluster.hostfile import Hostfile
@@ -23,10 +23,12 @@ class Session:
     Attributes:
         hostfile: an absolute path, or None for the rehearsal.
         model: a folder or a hub id, or None for the demo model.
+        python: the interpreter on every Mac, as notebook 02 proved it last; None for this one.
     """
 
     hostfile: str | None = None
     model: str | None = None
+    python: str | None = None
 
 
 def session_file() -> Path:
@@ -38,7 +40,8 @@ def read() -> Session:
     """The choices as they were made last; those of a file that cannot be read count as not made."""
     try:
         told = json.loads(session_file().read_text(encoding="utf-8"))
-        return Session(**{key: told[key] for key in ("hostfile", "model") if isinstance(told.get(key), str)})
+        names = (field.name for field in fields(Session))
+        return Session(**{name: told[name] for name in names if isinstance(told.get(name), str)})
     except (OSError, ValueError, AttributeError):
         return Session()
 
@@ -66,6 +69,20 @@ def choose_model(model: str | None) -> None:
         JacclError: the choice cannot be kept.
     """
     _write(replace(read(), model=model))
+
+
+def choose_python(python: str | None) -> None:
+    """Take this interpreter on the Macs in all notebooks from now on.
+
+    Raises:
+        JacclError: the choice cannot be kept.
+    """
+    _write(replace(read(), python=python))
+
+
+def python_for(hostfile: Hostfile) -> str | None:
+    """The interpreter that was chosen; None, which is this one, for simulated Macs: they have no other."""
+    return None if homes.is_rehearsal(hostfile) else read().python
 
 
 def current() -> Hostfile:

@@ -316,7 +316,7 @@ class Sweep:
         self.starts += 1
         self._rehearsal = ranks.rehearsal
         if len(ranks.facts) > len(self._facts):
-            self._facts, self._environment = ranks.facts, ranks.spec.environment()
+            self._facts, self._environment = ranks.facts, ranks.spec.whole_environment()
         known = [limits.chip_bandwidth(str(one.get("chip", ""))) for one in ranks.facts]
         specified = [one for one in known if one]
         if len(specified) == ranks.size:

@@ -26,6 +26,7 @@ from jaccl_kernel.ranks.load import SHARDINGS, load
 from jaccl_kernel.ranks.world import World
 
 WARMUP_TOKENS = 8
+TELL_EVERY_S = 0.5  # often enough for people, and for the host, which takes a silent rank for stuck
 STOP_EVERY = 8  # tokens between two questions whether to stop: each costs a collective
 TOP = 5  # how many of the likeliest tokens are compared at each position
 PREFILL_CHUNK = 512  # tokens a forward pass while scoring: bounds the memory of a long prompt
@@ -35,6 +36,9 @@ PASSAGE = (
     "and after every layer they add up what they found. The cable is short, the sum is small, and it is done "
     "before the next word is due. "
 )
+
+Told = Callable[[str, int, int, float], None]
+"""Hears progress: what is counted, how many are done, of how many, and 0..1 for this part of the work."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,19 +101,21 @@ def measure(
     eos = set(tokenizer.eos_token_ids) if options.stop_at_eos else set()
     with wired_limit(model, [generation_stream]):
         link.stage("warm-up", f"{min(WARMUP_TOKENS, options.max_tokens)} tokens")
-        generate(model, prompt, min(WARMUP_TOKENS, options.max_tokens), eos, stopping=stopping)
+        told = _teller(link, "warm-up", "")
+        generate(model, prompt, min(WARMUP_TOKENS, options.max_tokens), eos, told, stopping)
         runs = []
         meter = energy.Meter()
         for number in range(1, options.repeats + 1):
             name = f"run {number} of {options.repeats}"
             link.stage("measure", name, (number - 1) / options.repeats)
-            told = _teller(link, name, number, options)
+            told = _teller(link, "measure", f"{name}: ", (number - 1) / options.repeats, 1 / options.repeats)
             runs.append(generate(model, prompt, options.max_tokens, eos, told, stopping))
         drawn = meter.read()
         link.stage("score", "log-probabilities for the correctness gate")
         # on generation's own stream: collectives of two streams can cross, and then the sums are wrong
         with mx.stream(generation_stream):
-            score = score_tokens(model, prompt, reference or {"tokens": runs[0]["tokens"]})
+            told = _teller(link, "score", "")
+            score = score_tokens(model, prompt, reference or {"tokens": runs[0]["tokens"]}, told)
     digest = hashlib.sha256(json.dumps([one["tokens"] for one in runs]).encode()).hexdigest()
     result = {"peak_memory_bytes": mx.get_peak_memory(), "tokens_digest": digest, "power": drawn}
     if whole:
@@ -146,8 +152,8 @@ def generate(
     prompt: list[int],
     max_tokens: int,
     eos: set[int],
-    told: Callable[[int], None] = lambda count: None,
-    stopping: Callable[[], bool] = lambda: False,
+    told: Told,
+    stopping: Callable[[], bool],
 ) -> dict[str, Any]:
     """One greedy run from an empty cache; `stopping` is asked after each STOP_EVERY tokens.
 
@@ -161,6 +167,7 @@ def generate(
     times = [time.perf_counter()]
 
     def prefilled(done: int, total: int) -> None:
+        told("tokens of the prompt", done, total, 0.0)
         if done < total:
             _stop_if(stopping)
 
@@ -168,7 +175,7 @@ def generate(
     for token, _ in steps:
         tokens.append(int(token))
         times.append(time.perf_counter())
-        told(len(tokens))
+        told("tokens", len(tokens), max_tokens, len(tokens) / max_tokens)
         if tokens[-1] in eos:
             break
         if len(tokens) % STOP_EVERY == 0:
@@ -182,13 +189,14 @@ def _stop_if(stopping: Callable[[], bool]) -> None:
         raise Stopped("stopped", fix="Run it again when you like.")
 
 
-def score_tokens(model: Any, prompt: list[int], reference: dict[str, Any]) -> dict[str, Any]:
+def score_tokens(model: Any, prompt: list[int], reference: dict[str, Any], told: Told) -> dict[str, Any]:
     """Feed a run's tokens through the model and take the log-probabilities at each position.
 
     Args:
         model: the model, or this rank's share of it.
         prompt: the prompt's token ids.
         reference: `tokens` (T ids), and `top` (T lists of TOP ids) or none to take this model's likeliest.
+        told: hears how far it is.
 
     Returns `top` (T x TOP ids), `logprobs` (T x TOP, natural logarithms) and `dtype`, that of the logits.
     """
@@ -197,8 +205,10 @@ def score_tokens(model: Any, prompt: list[int], reference: dict[str, Any]) -> di
     inputs = [*prompt, *tokens[:-1]]
     context = len(prompt) - 1
     for start in range(0, context, PREFILL_CHUNK):
-        model(mx.array(inputs[start : min(start + PREFILL_CHUNK, context)])[None], cache=cache)
+        stop = min(start + PREFILL_CHUNK, context)
+        model(mx.array(inputs[start:stop])[None], cache=cache)
         mx.eval([layer.state for layer in cache])
+        told("tokens of the prompt", stop, context, 0.0)
     top: list[list[int]] = []
     logprobs: list[list[float]] = []
     dtype = ""
@@ -215,19 +225,20 @@ def score_tokens(model: Any, prompt: list[int], reference: dict[str, Any]) -> di
         picked = mx.take_along_axis(normal, ids, axis=-1)
         top.extend(ids.tolist())
         logprobs.extend(picked.tolist())
+        told("tokens", stop, len(tokens), stop / len(tokens))
     return {"top": top, "logprobs": logprobs, "dtype": dtype}
 
 
-def _teller(link: Link, name: str, number: int, options: argparse.Namespace) -> Any:
+def _teller(link: Link, stage: str, prefix: str, begin: float = 0.0, share: float = 1.0) -> Told:
+    """Tells a part of the work as it goes on, which begins at `begin` and is `share` of the whole stage."""
     last = time.monotonic()
 
-    def told(count: int) -> None:
+    def told(what: str, done: int, total: int, part: float) -> None:
         nonlocal last
-        if time.monotonic() - last < 0.5:
+        if time.monotonic() - last < TELL_EVERY_S:
             return
         last = time.monotonic()
-        done = (number - 1 + count / options.max_tokens) / options.repeats
-        link.stage("measure", f"{name}: {count} of {options.max_tokens} tokens", done)
+        link.stage(stage, f"{prefix}{done} of {total} {what}", begin + part * share)
 
     return told
 

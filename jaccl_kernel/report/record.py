@@ -38,7 +38,12 @@ class BenchReport(Report):
     @property
     def ok(self) -> bool:
         """Whether every point ran and parity holds (not tested counts as no failure)."""
-        return bool(self.record["parity"]["verdict"] != "different")
+        return self.record["parity"]["verdict"] != "different" and not self.failed
+
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        """The number of ranks that failed, if one did: `ranks`, and `error` (type, what, where, fix)."""
+        return list(self.record.get("failed", []))
 
 
 class SweepReport(Report):

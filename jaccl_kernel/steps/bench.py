@@ -8,12 +8,13 @@ import datetime as dt
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from jaccl_kernel import __version__
 from jaccl_kernel.cluster.check import effective_backend
 from jaccl_kernel.cluster.hostfile import Hostfile
-from jaccl_kernel.errors import InputError, JobError
+from jaccl_kernel.errors import InputError, JacclError, JobError
 from jaccl_kernel.jobs.run import Deadlines, OnEvent, Outcome, ignore, run
 from jaccl_kernel.jobs.spec import JobSpec
 from jaccl_kernel.report import parity, record
@@ -92,13 +93,14 @@ async def bench(
     """Measure, compare and record.
 
     Events of the ranks go to `on_event` as they come; each measured point also as an event `point` of the
-    host (rank -1). Cancelling ends the job that runs.
+    host (rank -1). Cancelling ends the job that runs. What was measured outlives a later point that fails
+    (it stands in the record's `failed`, and no further one is tried) and a record that cannot be saved.
 
     Raises:
         InputError: an option makes no sense, told before anything starts.
         HostfileError: the hostfile has an error that would stop the job.
         ModelError: the model is damaged, or does not split over so many ranks.
-        JobError: a job failed (see jobs.run).
+        JobError: the first job failed (see jobs.run).
     """
     options = options or BenchOptions()
     counts = _rank_counts(hostfile, options)
@@ -111,16 +113,30 @@ async def bench(
     for number, count in enumerate(counts, 1):
         text = f"{count} rank{'s' if count > 1 else ''} (point {number} of {len(counts)})"
         on_event(Event(HOST, "stage", {"name": "bench", "text": text, "fraction": None}))
-        outcome = await run(
-            series.job(count),
-            what="a benchmark",
-            payload=series.payload(),
-            on_event=on_event,
-            deadlines=deadlines,
-        )
-        on_event(Event(HOST, "point", dict(series.add(count, outcome))))
+        try:
+            outcome = await run(
+                series.job(count),
+                what="a benchmark",
+                payload=series.payload(),
+                on_event=on_event,
+                deadlines=deadlines,
+            )
+            on_event(Event(HOST, "point", dict(series.add(count, outcome))))
+        except JobError as error:
+            if not series.points:
+                raise
+            series.fail(count, error)
+            break
     result = series.record(facts)
-    return BenchReport(result, record.save(result) if save else None)
+    return BenchReport(result, _save(result, on_event) if save else None)
+
+
+def _save(result: dict[str, Any], on_event: OnEvent) -> Path | None:
+    try:
+        return record.save(result)
+    except JacclError as error:
+        on_event(Event(HOST, "line", {"text": f"the record was not saved: {error}", "stream": "err"}))
+        return None
 
 
 class _Series:
@@ -132,6 +148,7 @@ class _Series:
         self.backend = backend
         self.model = model
         self.points: list[dict[str, Any]] = []
+        self.failed: list[dict[str, Any]] = []
         self.gates: list[parity.Parity] = []
         self.outcomes: list[Outcome] = []
         self._cluster = Cluster.of(hostfile)
@@ -174,6 +191,11 @@ class _Series:
         assert count == self.points[-1]["ranks"]
         return self.points[-1]
 
+    def fail(self, count: int, error: JobError) -> None:
+        """Take the cause of a job that failed."""
+        told = {"type": type(error).__name__, "what": error.what, "where": error.where, "fix": error.fix}
+        self.failed.append({"ranks": count, "error": told})
+
     def record(self, model: dict[str, Any]) -> dict[str, Any]:
         """The whole record; `model` is what is known of the model."""
         widest = max(self.outcomes, key=lambda outcome: len(outcome.facts))
@@ -187,9 +209,7 @@ class _Series:
             "sharding": options.sharding,
             "hosts": [host.name for host in hostfile.hosts[: len(widest.facts)]],
             "ranks": widest.facts,
-            "environment": self.job(1).environment()
-            | dict(pair.partition("=")[::2] for pair in hostfile.envs)
-            | dict(options.env),
+            "environment": self.job(len(widest.facts)).whole_environment(),
             "hostfile": {
                 "path": str(hostfile.path) if hostfile.path else None,
                 "digest": hostfile.digest(),
@@ -203,6 +223,7 @@ class _Series:
         return {
             "schema": record.SCHEMA,
             "points": self.points,
+            "failed": self.failed,
             "parity": parity.worst(self.gates).to_json(),
             "provenance": provenance,
         }

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from jaccl_kernel.cluster.check import check
-from jaccl_kernel.cluster.hostfile import Hostfile
+from jaccl_kernel.cluster.hostfile import LOCAL, Hostfile
 from jaccl_kernel.errors import HostfileError, ModelError
 from jaccl_kernel.jobs.run import OnEvent
-from jaccl_kernel.models.demo import ensure_demo
+from jaccl_kernel.models.demo import SMOLLM2, ensure_demo
 from jaccl_kernel.models.inspect import inspect
-from jaccl_kernel.models.resolve import resolve
+from jaccl_kernel.models.resolve import DEMO, resolve
+from jaccl_kernel.steps.locate import MODELS
 from jaccl_kernel.wire import HOST, Event
 
 
@@ -32,6 +33,8 @@ async def find_model(
 ) -> tuple[str, dict[str, Any]]:
     """The model's name for the ranks, and what a record says of it.
 
+    The demo model is made here where all ranks are here; else it is where `jaccl sync FILE demo` puts it.
+
     Args:
         hostfile: where it will run.
         name: a folder, or a hub id in the local cache; None or "demo" for the demo model.
@@ -46,18 +49,18 @@ async def find_model(
     def progress(stage: str, fraction: float | None) -> None:
         on_event(Event(HOST, "stage", {"name": "demo model", "text": stage, "fraction": fraction}))
 
-    if name in (None, "demo"):
-        path = await ensure_demo(progress)
-    elif all(host.ssh == "127.0.0.1" for host in hostfile.hosts):
-        path = resolve(str(name))
-    else:
-        # the ranks resolve the name on their own nodes; what this machine has need not be there
-        try:
-            path = resolve(str(name))
-        except ModelError:
-            return str(name), {"digest": None}
-        return str(name), _inspect(path, sharding, counts)
-    return str(path), _inspect(path, sharding, counts)
+    local = all(host.ssh == LOCAL for host in hostfile.hosts)
+    name = name or DEMO
+    if local:
+        path = await ensure_demo(progress) if name == DEMO else resolve(name)
+        return str(path), _inspect(path, sharding, counts)
+    # the ranks look for it on their own nodes; what this machine has need not be there
+    told = f"{MODELS}/{SMOLLM2.name}" if name == DEMO else name
+    try:
+        path = resolve(name)
+    except ModelError:
+        return told, {"digest": None}
+    return told, _inspect(path, sharding, counts)
 
 
 def _inspect(path: Path, sharding: str, counts: Sequence[int]) -> dict[str, Any]:

@@ -168,6 +168,34 @@ def test_the_rings_addresses_must_lead_somewhere() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("", "no address"),
+        (" ", "no address"),
+        ("fe80::1", "colon"),
+        ("::1", "colon"),
+        ("192.168.1.11:5000", "colon"),
+        ("0.0.0.0", "no single Mac"),
+        ("224.0.0.1", "no single Mac"),
+        ("255.255.255.255", "no single Mac"),
+    ],
+)
+def test_an_address_where_no_host_of_a_ring_can_listen_is_an_error(address: str, reason: str) -> None:
+    hostfile = changed(cluster(2), 1, ips=("192.168.1.11", address))
+    assert found(hostfile, "ring") == [("ips-address", "error", "host 1 (m1.local), ips[1]")]
+    assert reason in check(hostfile, backend="ring", environ={})[0].message
+
+
+def test_two_macs_of_a_ring_cannot_have_one_address() -> None:
+    hostfile = changed(cluster(2), 1, ips=("192.168.1.10", "192.168.1.11"))
+    assert found(hostfile, "ring") == [("ips-twice", "error", "host 1 (m1.local), ips[0]")]
+    assert "host 0 (m0.local)" in check(hostfile, backend="ring", environ={})[0].message
+    # ranks of one machine may, and a host may have two connections at one address
+    one = changed(changed(hostfile, 0, ssh="127.0.0.1"), 1, ssh="127.0.0.1", ips=("192.168.1.10",) * 2)
+    assert found(one, "ring") == []
+
+
 # Environment
 
 

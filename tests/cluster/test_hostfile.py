@@ -125,7 +125,8 @@ def test_a_json_error_names_line_and_column(text: str, line: int, column: int, n
         ('{"hosts": []}', "no hosts", "f"),
         ("{}", 'no "hosts"', "f"),
         ('{"hosts": {"ssh": "a"}}', "an object, not a list", "f"),
-        ('{"backend": null, "hosts": [{"ssh": "a"}]}', '"backend" is null', "f"),
+        ('{"backend": 7, "hosts": [{"ssh": "a"}]}', '"backend" is a number', "f"),
+        ('{"envs": null, "hosts": [{"ssh": "a"}]}', "envs is null", "f"),
         ('{"envs": "A=1", "hosts": [{"ssh": "a"}]}', "envs is text", "f"),
         ('{"envs": [1], "hosts": [{"ssh": "a"}]}', "envs[0] is a number", "f"),
         ('["a"]', "is text", "f: hosts[0]"),
@@ -134,7 +135,7 @@ def test_a_json_error_names_line_and_column(text: str, line: int, column: int, n
         ('[{"ssh": "a", "ips": "10.0.0.1"}]', "ips is text", "f: hosts[0]"),
         ('[{"ssh": "a", "ips": ["10.0.0.1", null]}]', "ips[1] is null", "f: hosts[0]"),
         ('[{"ssh": "a", "rdma": "rdma_en2"}]', '"rdma" is text', "f: hosts[0]"),
-        ('[{"ssh": "a", "rdma": null}]', '"rdma" is null', "f: hosts[0]"),
+        ('[{"ssh": null}]', '"ssh" is null', "f: hosts[0]"),
         ("[" * 100_000, "not JSON that can be read", "f"),
         ("1" * 5000, "not JSON that can be read", "f"),
     ],
@@ -145,6 +146,24 @@ def test_a_wrong_shape_is_named_with_its_place(text: str, what: str, where: str)
     assert what in caught.value.what
     assert caught.value.where == where
     assert caught.value.fix
+
+
+def test_a_null_is_read_as_absent_where_mlx_launch_does_not_mind_it() -> None:
+    hosts = '[{"ssh": "a", "ips": ["10.0.0.1"], "rdma": null}, {"ssh": "b", "ips": null}]'
+    with_nulls = Hostfile.loads(f'{{"backend": null, "hosts": {hosts}}}')
+    without = Hostfile.loads('{"hosts": [{"ssh": "a", "ips": ["10.0.0.1"]}, {"ssh": "b"}]}')
+    assert with_nulls == without
+    assert with_nulls.digest() == without.digest()
+    assert "null" not in with_nulls.dumps()
+
+
+def test_half_a_character_is_refused_with_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "h.json"
+    path.write_text('[{"ssh": "a"},\n {"ssh": "m0\\uD800"}]')
+    with pytest.raises(HostfileError, match=r"half a character, \\ud800, at line 2") as caught:
+        Hostfile.read(path)
+    assert caught.value.where == str(path)
+    assert Hostfile.loads('[{"ssh": "m0\\ud83d\\ude00"}]').hosts[0].ssh == "m0😀"
 
 
 def test_a_byte_order_mark_is_refused_as_mlx_launch_does(tmp_path: Path) -> None:
@@ -211,7 +230,7 @@ def test_a_bare_list_stays_one_until_it_has_more_to_say() -> None:
 
 def test_a_written_file_can_be_read_by_mlx_launch_in_any_locale(tmp_path: Path) -> None:
     path = tmp_path / "out.json"
-    hostfile = Hostfile((Host("büro-mac", ("10.0.0.1",), (None,), {"name": "Büro 😀 \ud800"}),), "jaccl")
+    hostfile = Hostfile((Host("büro-mac", ("10.0.0.1",), (None,), {"name": "Büro 😀"}),), "jaccl")
     hostfile.write(path)
     assert path.read_bytes().isascii()
     assert Hostfile.read(path) == hostfile

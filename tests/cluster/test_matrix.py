@@ -300,13 +300,22 @@ def test_one_list_of_devices_stands_for_every_host() -> None:
     assert verdict(rdma, devices=EN) == verdict(rdma, devices=[EN] * 3)
 
 
-@pytest.mark.parametrize("devices", [[EN], [EN] * 3, [EN, "rdma_en2"]])
+@pytest.mark.parametrize(
+    "devices",
+    [[EN], [EN] * 3, [EN, "rdma_en2"], [EN, None], [EN, ["rdma_en2", 3]], "rdma_en2", {"rdma_en2": 1}, 7],
+)
 def test_devices_must_be_one_list_per_rank(devices: Any) -> None:
     with pytest.raises(ValueError, match="devices"):
         verdict(mesh(2), devices=devices)
 
 
-@pytest.mark.parametrize("cable", ["0.rdma_en2", ["0.rdma_en2"], ["0.rdma_en2", 1], ["a", "b", "c"]])
+@pytest.mark.parametrize(
+    "cable",
+    [
+        *("0.rdma_en2", ["0.rdma_en2"], ["0.rdma_en2", 1], ["a", "b", "c"], None, 7),
+        *(["0.rdma_en2", "rdma_en3"], ["0.rdma_en2", "1."]),
+    ],
+)
 def test_a_cable_must_be_a_pair_of_ends(cable: Any) -> None:
     with pytest.raises(ValueError, match="pair"):
         verdict(mesh(2), cables=[cable])

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from jaccl_kernel.jobs.job import Job
 from jaccl_kernel.jobs.run import Deadlines, run
 from jaccl_kernel.jobs.spec import LAUNCH_VARIABLES, JobSpec, parse_env, scrubbed_environ
 from jaccl_kernel.rehearsal.homes import make_hostfile
-from jaccl_kernel.wire import Event
+from jaccl_kernel.wire import EVENT_LIMIT, Event
 from tests.conftest import until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -97,6 +98,32 @@ async def test_a_rank_that_is_killed_while_it_works_is_the_first_cause(victim: i
     with pytest.raises(RankDied, match="killed by SIGKILL") as caught:
         await run(smoke(2, "--linger"), on_event=kill)
     assert (caught.value.rank, caught.value.returncode) == (victim, -9)
+
+
+async def test_a_result_beyond_every_bound_is_missed_by_its_rank_s_name(tmp_path: Path) -> None:
+    """The rank says so much that it counts as chatter; then it is done."""
+    rank = tmp_path / "rank.py"
+    rank.write_text(
+        textwrap.dedent(
+            f"""
+            import os
+            from jaccl_kernel.ranks.link import Link
+
+            link = Link.open()
+            link.say("ready")
+            link.receive("go", deadline=60)
+            link.say("joined")
+            link.say("result", tokens="9" * {EVENT_LIMIT + (1 << 20)})
+            link.finish(0)
+            """
+        )
+    )
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nexec {sys.executable} {rank}\n")
+    python.chmod(0o755)
+    with pytest.raises(JobError, match="rank 0 was done, but its result did not arrive") as caught:
+        await run(smoke(1, python=str(python)))
+    assert caught.value.where == "mac1"
 
 
 async def test_a_rank_that_dies_while_the_others_join_does_not_leave_them_waiting() -> None:
@@ -203,7 +230,7 @@ def test_the_plain_command_is_what_the_job_runs_without_the_wire() -> None:
     spec = smoke(2, env={"A": "b c"}, starting_port=40000)
     assert spec.plain_command("h.json") == (
         f"mlx.launch --backend ring --hostfile h.json --python {sys.executable} --starting-port 40000 "
-        "--env HF_HUB_OFFLINE=1 --env TRANSFORMERS_OFFLINE=1 "
+        "--env HF_HUB_OFFLINE=1 --env TRANSFORMERS_OFFLINE=1 --env MLX_METAL_FAST_SYNCH=0 "
         f"--env OMP_NUM_THREADS={max(1, (os.cpu_count() or 1) // 2)} --env 'A=b c' -- "
         "-m jaccl_kernel.ranks smoke"
     )
@@ -217,6 +244,34 @@ def test_math_threads_are_shared_only_where_ranks_share_a_machine() -> None:
         max(1, (os.cpu_count() or 1) // 8)
     )
     assert smoke(2, env={"OMP_NUM_THREADS": "5"}).environment()["OMP_NUM_THREADS"] == "5"
+
+
+async def test_fast_synch_is_off_whatever_this_process_inherited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ranks of this machine inherit our environment, and MLX reads 0 as off."""
+    monkeypatch.setenv("MLX_METAL_FAST_SYNCH", "1")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "fast synch: $MLX_METAL_FAST_SYNCH"\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    events: list[Event] = []
+    await run(smoke(1, python=str(python)), on_event=events.append)
+    assert "fast synch: 0" in [event.data["text"] for event in events if event.kind == "line"]
+
+
+def test_the_hostfile_s_choice_wins_over_a_default_and_ours_over_both() -> None:
+    hostfile = replace(
+        make_hostfile(2),
+        envs=("HF_HUB_OFFLINE=0", "OMP_NUM_THREADS=3", "MLX_METAL_FAST_SYNCH=1", "A", "B-=1"),
+    )
+    spec = JobSpec(hostfile, ("smoke",), "ring", env={"OMP_NUM_THREADS": "5"})
+    # mlx.launch exports the hostfile's first, then these
+    assert spec.environment() == {"TRANSFORMERS_OFFLINE": "1", "OMP_NUM_THREADS": "5"}
+    assert spec.whole_environment() == spec.environment() | {
+        "HF_HUB_OFFLINE": "0",
+        "MLX_METAL_FAST_SYNCH": "1",
+        "A": "",
+    }
 
 
 def test_what_makes_no_sense_is_refused() -> None:

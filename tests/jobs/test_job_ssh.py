@@ -26,6 +26,8 @@ pytestmark = [pytest.mark.sshd, pytest.mark.usefixtures("nothing_left")]
 def macs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Macs]:
     with start_macs(tmp_path / "macs") as started:
         monkeypatch.setenv("PATH", started.path)
+        with started.config.open("a") as config:
+            config.write("  RemoteCommand tmux attach\n")  # as somebody has it for sessions of their own
         yield started
 
 

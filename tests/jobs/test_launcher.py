@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from jaccl_kernel.wire import decode_line
 from tests.jobs.harness import Launcher, send_signal
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -54,6 +55,23 @@ def test_both_streams_and_every_alphabet_come_through(tmp_path: Path) -> None:
         assert first == "größer 漢字 🍏"
         assert "".join(long) == "x" * 300_000
         assert launcher.texts(0, "err") == ["Fehler: ñ", "\ufffd\ufffd broken"]
+
+
+def test_an_event_stays_whole_however_long_it_is_and_however_slowly_it_comes(tmp_path: Path) -> None:
+    script = """
+        import os
+        event = b'@@jaccl 0 {"kind":"result","at":1,"tokens":"' + b"9" * 400_000 + b'"}'
+        line = b"no newline before it " + event + b"\\n" + b"after it\\n"
+        for start in range(0, len(line), 1000):
+            os.write(1, line[start : start + 1000])
+    """
+    with Launcher(tmp_path, script, ranks=1) as launcher:
+        assert launcher.finish() == 0
+        line, after = launcher.texts(0, "out")
+        chatter, event = decode_line(line)
+        assert (chatter, after) == ("no newline before it ", "after it")
+        assert event
+        assert event.data == {"tokens": "9" * 400_000}
 
 
 @pytest.mark.parametrize(

@@ -3,20 +3,25 @@
 import asyncio
 import json
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jaccl_kernel.cluster.facts import PythonFacts
 from jaccl_kernel.cluster.hostfile import template
 from jaccl_kernel.errors import Busy, InputError, RankDied, Stopped
 from jaccl_kernel.jobs.spec import FAST_SYNCH, FAST_SYNCH_RISK
 from jaccl_kernel.notebook import session
 from jaccl_kernel.notebook.panels.base import OnEvent, StepPanel
 from jaccl_kernel.notebook.panels.bench import BenchPanel, report_blocks, show
+from jaccl_kernel.notebook.panels.environment import EnvironmentPanel
+from jaccl_kernel.notebook.panels.serve import ServePanel
 from jaccl_kernel.notebook.panels.start import OTHER, StartPanel
 from jaccl_kernel.rehearsal import homes
 from jaccl_kernel.report.record import BenchReport
+from jaccl_kernel.steps.environment_report import EnvironmentReport, NodeEnvironment
 from jaccl_kernel.wire import HOST, Event
 from tests.conftest import until
 
@@ -149,6 +154,22 @@ def test_the_bench_panel_follows_the_notebooks_choices(tmp_path: Path) -> None:
     assert [count for count, box in panel.rank_boxes.items() if box.value] == [1, 3]
 
 
+def test_the_interpreter_that_was_proven_on_the_macs_is_what_their_jobs_run_with(tmp_path: Path) -> None:
+    """Proven by the environment's panel; nothing of it holds for simulated Macs."""
+    python = "/Users/me/jaccl-env/bin/python"
+    macs = template(["mac1.local", "mac2.local"])
+    facts = PythonFacts(executable=python)
+    nodes = tuple(NodeEnvironment(name, python=facts, proof="ok") for name in ("mac1", "mac2"))
+    proven = EnvironmentReport(python, nodes, (), (), rehearsal=False)
+    EnvironmentPanel(macs).show(replace(proven, rehearsal=True))
+    assert BenchPanel(macs).options().python is None
+    EnvironmentPanel(macs).show(proven)
+    assert BenchPanel(macs).options().python == python
+    assert ServePanel(macs).options().python == python
+    assert BenchPanel(macs, python="/other").options().python == "/other"
+    assert BenchPanel(homes.make_hostfile(2)).options().python is None
+
+
 def test_ranks_that_the_hostfile_has_not_are_refused() -> None:
     with pytest.raises(InputError, match="the hostfile has 2 hosts"):
         BenchPanel(homes.make_hostfile(2), ranks=(1, 3))
@@ -203,6 +224,10 @@ def test_a_report_is_shown_with_table_verdict_figure_and_commands() -> None:
     assert "it &lt;wrote&gt; this" in html
     unsaved = "".join(report_blocks(BenchReport(record)))
     assert "not saved" in unsaved
+    error = {"type": "RankDied", "what": "rank 1 died", "where": "mac2", "fix": "Wake it."}
+    partly = "".join(report_blocks(BenchReport(record | {"failed": [{"ranks": 4, "error": error}]})))
+    assert "4 ranks: rank 1 died" in partly
+    assert "Wake it." in partly
 
 
 def test_start_shows_the_rehearsal_and_links_to_the_steps() -> None:

@@ -38,7 +38,14 @@ def test_hostfile_and_model_are_chosen_apart(own: Path) -> None:
     session.choose_hostfile(own)
     assert session.read() == session.Session(str(own), "org/name")
     session.choose_model(None)
-    assert session.read() == session.Session(str(own), None)
+    session.choose_python("/Users/me/jaccl-env/bin/python")
+    assert session.read() == session.Session(str(own), None, "/Users/me/jaccl-env/bin/python")
+
+
+def test_an_interpreter_of_the_macs_is_none_for_simulated_ones(own: Path) -> None:
+    session.choose_python("/Users/me/jaccl-env/bin/python")
+    assert session.python_for(session.choose_hostfile(own)) == "/Users/me/jaccl-env/bin/python"
+    assert session.python_for(session.choose_hostfile(None)) is None
 
 
 def test_a_file_that_is_no_hostfile_is_refused_and_the_old_choice_stays(own: Path, tmp_path: Path) -> None:

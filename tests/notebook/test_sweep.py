@@ -59,7 +59,7 @@ def test_a_sweep_measures_records_a_failure_and_goes_on(nothing_left: None, tiny
     assert [label for label, point in by_label.items() if "error" in point] == [
         "2 ranks, pipeline, ring, prompt 16", "2 ranks, pipeline, ring, prompt 16, batch 2"
     ]  # fmt: skip
-    assert "pipelining" in by_label["2 ranks, pipeline, ring, prompt 16"]["error"]["what"]
+    assert "no pipeline()" in by_label["2 ranks, pipeline, ring, prompt 16"]["error"]["what"]
     two = by_label["2 ranks, tensor, ring, prompt 16"]
     assert two["parity"]["verdict"] in ("equal", "near-tie")
     assert two["speedup"] == pytest.approx(
@@ -83,7 +83,7 @@ def test_a_sweep_measures_records_a_failure_and_goes_on(nothing_left: None, tiny
     assert record.read(report.path) == json.loads(json.dumps(report.record))
     assert sum(event.kind == "point" for event in heard) == 6
     assert "s left" in next(e.data["text"] for e in reversed(heard) if e.data.get("name") == "sweep")
-    assert "pipelining" in show(report).data
+    assert "no pipeline()" in show(report).data
     assert "1.00x" in compare(report.path, report).data
 
 

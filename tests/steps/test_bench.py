@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,24 @@ import pytest
 from jaccl_kernel.cluster.hostfile import Host, Hostfile
 from jaccl_kernel.errors import Busy, HostfileError, InputError, ModelError, RankDied
 from jaccl_kernel.jobs import lock
+from jaccl_kernel.jobs.run import OnEvent
 from jaccl_kernel.rehearsal.homes import make_hostfile
 from jaccl_kernel.steps.bench import BenchOptions, bench
 from jaccl_kernel.wire import Event
 from tests.tiny import make_tiny_model
+
+# `hostfile check` finds no error in them, and mlx.launch itself would refuse them
+ONE_HOST_FILES = (
+    '[{"ssh": "127.0.0.1"}]',
+    '{"backend": "jaccl", "hosts": [{"ssh": "127.0.0.1", "ips": ["192.168.1.5"], "rdma": []}]}',
+)
+
+# what programs that read `jaccl bench --json` rely on
+POINT_KEYS = {
+    *("ranks", "prompt_tokens", "generated_tokens", "load_s", "prompt_tps", "generation_tps", "ttft_s"),
+    *("itl_s", "peak_memory_bytes", "energy", "speedup", "efficiency", "tokens", "text"),
+}
+PARITY_KEYS = {"verdict", "first_difference", "max_logprob_diff", "tolerance", "reference_ranks"}
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -27,7 +42,8 @@ def options(model: Path, **more: Any) -> BenchOptions:
 
 async def test_one_against_two_ranks_is_measured_compared_and_recorded(tiny_model: Path) -> None:
     events: list[Event] = []
-    report = await bench(make_hostfile(4), options(tiny_model, ranks=[2, 1]), on_event=events.append)
+    hostfile = replace(make_hostfile(4), envs=("TRANSFORMERS_OFFLINE=0",))
+    report = await bench(hostfile, options(tiny_model, ranks=[2, 1]), on_event=events.append)
     assert report.path
     assert json.loads(report.path.read_text()) == report.record
     one, two = report.points
@@ -47,16 +63,35 @@ async def test_one_against_two_ranks_is_measured_compared_and_recorded(tiny_mode
     said = report.record["provenance"]
     assert said["hosts"] == ["mac1", "mac2"]
     assert said["rehearsal"] is True
-    assert said["environment"]["HF_HUB_OFFLINE"] == "1"
+    assert said["environment"] == {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "0",
+        "MLX_METAL_FAST_SYNCH": "0",
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2)),
+    }
     assert said["model"]["digest"]
     assert said["ranks"][0]["packages"]["mlx-lm"]
     assert [event.data["ranks"] for event in events if event.kind == "point"] == [1, 2]
 
 
-async def test_a_single_count_tests_no_parity(tiny_model: Path) -> None:
+@pytest.mark.parametrize("text", ONE_HOST_FILES, ids=["bare", "jaccl"])
+async def test_a_single_host_tests_no_parity_and_needs_no_address(
+    tiny_model: Path, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And where its record cannot be saved, it is told, and what was measured is not lost."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("JACCL_RESULTS", str(tmp_path / "file" / "results"))
+    told: list[str] = []
     report = await bench(
-        make_hostfile(2), options(tiny_model, ranks=[1], max_tokens=1, repeats=1), save=False
+        Hostfile.loads(text),
+        options(tiny_model, max_tokens=1, repeats=1),
+        on_event=lambda event: told.append(event.data["text"]) if event.kind == "line" else None,
     )
+    assert [line for line in told if line.startswith("the record was not saved")]
+    assert report.ok
+    assert report.record.keys() == {"schema", "points", "failed", "parity", "provenance"}
+    assert report.points[0].keys() == POINT_KEYS
+    assert report.record["parity"].keys() == PARITY_KEYS
     assert report.record["parity"]["verdict"] == "not-tested"
     assert report.path is None
     assert report.points[0]["generation_tps"]["median"] is None
@@ -147,7 +182,8 @@ async def test_a_rank_that_fails_at_load_is_named(tiny_model: Path, tmp_path: Pa
     assert caught.value.where in ("mac1", "mac2")
 
 
-async def test_a_rank_killed_in_the_middle_of_generation_is_named(tiny_model: Path) -> None:
+def kill_rank_1() -> OnEvent:
+    """A listener that kills rank 1 when it begins to measure."""
     pids: dict[int, int] = {}
 
     def kill(event: Event) -> None:
@@ -156,9 +192,27 @@ async def test_a_rank_killed_in_the_middle_of_generation_is_named(tiny_model: Pa
         if event.kind == "stage" and event.data["name"] == "measure" and event.rank == 1 and 1 in pids:
             os.kill(pids.pop(1), signal.SIGKILL)
 
+    return kill
+
+
+async def test_a_rank_killed_in_the_middle_of_generation_is_named(tiny_model: Path) -> None:
     with pytest.raises(RankDied, match="SIGKILL") as caught:
-        await bench(make_hostfile(2), options(tiny_model, max_tokens=2000, ranks=[2]), on_event=kill)
+        await bench(make_hostfile(2), options(tiny_model, max_tokens=2000, ranks=[2]), on_event=kill_rank_1())
     assert (caught.value.rank, caught.value.where) == (1, "mac2")
+
+
+async def test_what_was_measured_outlives_a_later_point_that_fails(tiny_model: Path) -> None:
+    report = await bench(
+        make_hostfile(2), options(tiny_model, max_tokens=150, ranks=[1, 2]), on_event=kill_rank_1()
+    )
+    assert not report.ok
+    assert report.path
+    assert json.loads(report.path.read_text()) == report.record
+    assert [point["ranks"] for point in report.points] == [1]
+    [failed] = report.failed
+    assert (failed["ranks"], failed["error"]["type"], failed["error"]["where"]) == (2, "RankDied", "mac2")
+    assert "SIGKILL" in failed["error"]["what"]
+    assert report.record["provenance"]["hosts"] == ["mac1"]
 
 
 async def test_stopping_in_the_middle_leaves_nothing(tiny_model: Path) -> None:

@@ -4,6 +4,7 @@ Each Mac is an sshd with a home of its own whose commands answer as a simulated 
 MLX's TCP ring, since JACCL needs the hardware.
 """
 
+import ipaddress
 import socket
 import sys
 from dataclasses import replace
@@ -65,7 +66,11 @@ async def test_the_path_is_walked_over_real_ssh(
 
         # what this machine can run: the same Macs over the TCP ring, at an address that it really has
         address = own_address()
-        hosts = tuple(replace(host, ips=(address or "127.0.0.1",)) for host in cluster.hostfile.hosts)
+        # both are this machine, and two Macs of one address are rightly refused: spell it in two ways
+        spellings = (address, str(int(ipaddress.IPv4Address(address)))) if address else ("127.0.0.1",) * 2
+        hosts = tuple(
+            replace(host, ips=(one,)) for host, one in zip(cluster.hostfile.hosts, spellings, strict=True)
+        )
         cluster = Cluster.of(replace(cluster.hostfile, hosts=hosts, backend="ring"))
         synced = await sync(cluster, SyncOptions(model=str(tiny_model)))
         assert synced.ok, synced.record

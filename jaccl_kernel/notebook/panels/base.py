@@ -219,6 +219,11 @@ def text_box(value: str, label: str, placeholder: str, **traits: Any) -> widgets
     )
 
 
+def python_box(value: str | None) -> widgets.Text:
+    """Where the interpreter of every node is typed."""
+    return text_box(value or "", "Python", "this notebook's own; on other Macs the one of notebook 02")
+
+
 def wide() -> widgets.Layout:
     """The layout of one wide widget (a layout is a widget too: two that share one are hidden together)."""
     return widgets.Layout(width="640px", max_width="100%")

@@ -8,11 +8,20 @@ import ipywidgets as widgets
 from IPython.display import HTML, display
 
 from jaccl_kernel.cluster.hostfile import Hostfile
-from jaccl_kernel.errors import InputError
+from jaccl_kernel.errors import InputError, JobError
 from jaccl_kernel.jobs.spec import FAST_SYNCH, FAST_SYNCH_RISK
 from jaccl_kernel.models.resolve import DEMO
 from jaccl_kernel.notebook import session
-from jaccl_kernel.notebook.panels.base import STYLE, OnEvent, StepPanel, hint, labelled, text_box, wide
+from jaccl_kernel.notebook.panels.base import (
+    STYLE,
+    OnEvent,
+    StepPanel,
+    hint,
+    labelled,
+    python_box,
+    text_box,
+    wide,
+)
 from jaccl_kernel.notebook.views import blocks
 from jaccl_kernel.notebook.work import briefly
 from jaccl_kernel.rehearsal import homes
@@ -39,6 +48,7 @@ class BenchPanel(StepPanel):
         ranks: numbers of ranks; None for one and as many as run at once.
         repeats: measured runs per number of ranks.
         fast_synch: run with MLX_METAL_FAST_SYNCH=1 (its risk stands in the panel).
+        python: the interpreter on every node; None for the notebooks' choice.
     """
 
     def __init__(
@@ -52,6 +62,7 @@ class BenchPanel(StepPanel):
         ranks: Sequence[int] | None = None,
         repeats: int = 3,
         fast_synch: bool = False,
+        python: str | None = None,
     ) -> None:
         with briefly():
             self.hostfile = hostfile if hostfile is not None else session.current()
@@ -76,6 +87,7 @@ class BenchPanel(StepPanel):
         self.fast_synch = widgets.Checkbox(
             fast_synch, description=f"{FAST_SYNCH}=1", indent=False, layout=widgets.Layout(width="auto")
         )
+        self.python = python_box(python or session.python_for(self.hostfile))
         self.prompt_kind.observe(lambda _: self._show_prompt_kind(), "value")
         self._show_prompt_kind()
         super().__init__(
@@ -93,6 +105,7 @@ class BenchPanel(StepPanel):
                 hint(self._rank_hint()),
                 labelled("Fast sync", self.fast_synch),
                 hint(FAST_SYNCH_RISK),
+                self.python,
             ],
         )
 
@@ -114,6 +127,7 @@ class BenchPanel(StepPanel):
             ranks=ranks,
             repeats=self.repeats.value,
             env={FAST_SYNCH: "1"} if self.fast_synch.value else {},
+            python=self.python.value.strip() or None,
         )
 
     def prepare(self) -> Callable[[OnEvent], Coroutine[Any, Any, Any]]:
@@ -209,6 +223,7 @@ def report_blocks(report: BenchReport) -> list[str]:
     saved = f"The record is {report.path}" if report.path else "The record was not saved."
     return [
         _table(found),
+        *map(_failed, report.failed),
         blocks.verdict(parity.sentence(), VERDICT_STATES[parity.verdict]),
         blocks.figure(drawing, figures.describe(found), figures.INK),
         blocks.folded(
@@ -217,6 +232,12 @@ def report_blocks(report: BenchReport) -> list[str]:
         ),
         blocks.paragraph(saved, quiet=True),
     ]
+
+
+def _failed(one: dict[str, Any]) -> str:
+    cause = one["error"]
+    told = JobError(f"{one['ranks']} ranks: {cause['what']}", where=cause["where"], fix=cause["fix"])
+    return blocks.error(told)
 
 
 def _table(found: dict[str, Any]) -> str:

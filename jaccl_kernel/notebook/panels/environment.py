@@ -4,6 +4,7 @@ import ipywidgets as widgets
 
 from jaccl_kernel.cluster.hostfile import Hostfile
 from jaccl_kernel.errors import InputError
+from jaccl_kernel.notebook import session
 from jaccl_kernel.notebook.panels.base import hint
 from jaccl_kernel.notebook.panels.bringup import BringUpPanel, Step, card
 from jaccl_kernel.notebook.views import blocks
@@ -15,7 +16,10 @@ OUTCOMES = {"made": "good", "kept": "good"}
 
 
 class EnvironmentPanel(BringUpPanel):
-    """Run checks, and changes nothing; "Show commands" plans; "Create" does it, after a yes."""
+    """Run checks, and changes nothing; "Show commands" plans; "Create" does it, after a yes.
+
+    An interpreter that is proven on every Mac is what the other notebooks' jobs run with from then on.
+    """
 
     def __init__(self, hostfile: Hostfile | None = None) -> None:
         self._plan: EnvironmentPlan | None = None
@@ -61,6 +65,8 @@ class EnvironmentPanel(BringUpPanel):
             self.result.value = blocks.page(*_apply_blocks(report))
         else:
             self.result.value = blocks.page(*report_blocks(report))
+            if report.ok and report.python and not report.rehearsal:
+                session.choose_python(report.python)
 
 
 def report_blocks(report: EnvironmentReport) -> list[str]:

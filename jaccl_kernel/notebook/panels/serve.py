@@ -17,7 +17,7 @@ from jaccl_kernel.cluster.hostfile import Hostfile
 from jaccl_kernel.errors import InputError, JobError
 from jaccl_kernel.models.resolve import DEMO
 from jaccl_kernel.notebook import session
-from jaccl_kernel.notebook.panels.base import STYLE, OnEvent, hint, html_block, text_box
+from jaccl_kernel.notebook.panels.base import STYLE, OnEvent, hint, html_block, python_box, text_box
 from jaccl_kernel.notebook.panels.bringup import BringUpPanel
 from jaccl_kernel.notebook.views import blocks
 from jaccl_kernel.notebook.views.serving import serving
@@ -40,6 +40,7 @@ class ServePanel(BringUpPanel):
         host, port: where rank 0 serves.
         ranks: the first so many hosts; None for as many as run well at once.
         restart: start again what has failed.
+        python: the interpreter on every node; None for the notebooks' choice.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class ServePanel(BringUpPanel):
         port: int = 8080,
         ranks: int | None = None,
         restart: bool = False,
+        python: str | None = None,
     ) -> None:
         chosen = str(model) if model is not None else session.read().model or DEMO
         self.model = text_box(chosen, "Model", "demo, a folder, or ORG/NAME")
@@ -61,6 +63,7 @@ class ServePanel(BringUpPanel):
             options=["tensor", "pipeline"], description="Sharding", style=STYLE, layout=_short()
         )
         self.restart = widgets.Checkbox(restart, description="start again what has failed", indent=False)
+        self.python = python_box(python)
         self.live = html_block()
         self.answer = html_block()
         self.end_button = widgets.Button(description="End the server", icon="power-off", disabled=True)
@@ -78,8 +81,10 @@ class ServePanel(BringUpPanel):
                 self.host,
                 hint("Beyond 127.0.0.1 an API key is needed: one is made, and shown below once it serves."),
                 widgets.HBox([self.port, self.restart], layout=widgets.Layout(flex_flow="row wrap")),
+                self.python,
             ],
         )
+        self.python.value = python or session.python_for(self.hostfile()) or ""
         size = len(self.hostfile())
         self.ranks.max = size
         self.ranks.value = ranks if ranks is not None else self._usual_ranks(size)
@@ -109,6 +114,7 @@ class ServePanel(BringUpPanel):
             ctrl_port=18080 if self.port.value != 18080 else 18081,
             sharding=self.sharding.value,
             restart=self.restart.value,
+            python=self.python.value.strip() or None,
         )
 
     def prepare(self) -> Callable[[OnEvent], Coroutine[Any, Any, Any]]:

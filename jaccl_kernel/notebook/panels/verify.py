@@ -3,6 +3,7 @@
 from typing import Any
 
 from jaccl_kernel.cluster.hostfile import Hostfile
+from jaccl_kernel.notebook import session
 from jaccl_kernel.notebook.panels.bringup import BringUpPanel, Step, card, items
 from jaccl_kernel.notebook.views import blocks
 from jaccl_kernel.steps.verify import VerifyReport, verify
@@ -16,7 +17,7 @@ class VerifyPanel(BringUpPanel):
 
     Args:
         hostfile: another cluster than the notebooks'.
-        python: the interpreter on every node; None for this one.
+        python: the interpreter on every node; None for the notebooks' choice.
     """
 
     def __init__(self, hostfile: Hostfile | None = None, *, python: str | None = None) -> None:
@@ -27,8 +28,9 @@ class VerifyPanel(BringUpPanel):
     def prepare(self) -> Step:
         """All gates."""
         cluster = self.cluster()
+        python = self._python or session.python_for(cluster.hostfile)
         self._gates = []
-        return lambda on_event: verify(cluster, python=self._python, on_event=on_event)
+        return lambda on_event: verify(cluster, python=python, on_event=on_event)
 
     def hear(self, event: Event) -> None:
         """Show each gate as it is passed, or not."""
