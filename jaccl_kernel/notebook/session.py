@@ -23,7 +23,7 @@ class Session:
     Attributes:
         hostfile: an absolute path, or None for the rehearsal.
         model: a folder or a hub id, or None for the demo model.
-        python: the interpreter on every Mac, as notebook 02 proved it last; None for this one.
+        python: every Mac's interpreter, of the environment that notebook 02 proved last; None for this one.
     """
 
     hostfile: str | None = None

@@ -221,7 +221,7 @@ def text_box(value: str, label: str, placeholder: str, **traits: Any) -> widgets
 
 def python_box(value: str | None) -> widgets.Text:
     """Where the interpreter of every node is typed."""
-    return text_box(value or "", "Python", "this notebook's own; on other Macs the one of notebook 02")
+    return text_box(value or "", "Python", "this one's; on other Macs the environment of notebook 02")
 
 
 def wide() -> widgets.Layout:
