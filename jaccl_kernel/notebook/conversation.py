@@ -5,7 +5,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from jaccl_kernel.notebook.resident import Answer
+from jaccl_kernel.notebook.answer import Answer
 
 TITLE_LENGTH = 40
 

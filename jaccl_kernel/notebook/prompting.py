@@ -19,7 +19,8 @@ from IPython.display import HTML, display
 
 from jaccl_kernel.errors import InputError, JobError
 from jaccl_kernel.notebook import resident
-from jaccl_kernel.notebook.resident import Answer, Ranks
+from jaccl_kernel.notebook.answer import Answer
+from jaccl_kernel.notebook.resident import Ranks
 from jaccl_kernel.notebook.views import blocks
 from jaccl_kernel.notebook.work import briefly
 from jaccl_kernel.steps.serve_detached import find_running

@@ -6,7 +6,6 @@ calls here are for what needs all ranks at once. A dead rank ends them all, and 
 name.
 """
 
-import asyncio
 import contextlib
 import itertools
 import os
@@ -15,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Self
@@ -25,14 +23,12 @@ import ipyparallel
 from jaccl_kernel import errors, remote
 from jaccl_kernel.cluster.check import effective_backend
 from jaccl_kernel.cluster.hostfile import Hostfile
-from jaccl_kernel.errors import Busy, DeadlineExceeded, InputError, JacclError, JobError, RankDied, Stopped
-from jaccl_kernel.jobs import lock
-from jaccl_kernel.jobs.controller import Controller
-from jaccl_kernel.jobs.job import Job
-from jaccl_kernel.jobs.run import Conversation, Deadlines, OnEvent, ignore, tell_job, with_port
+from jaccl_kernel.errors import Busy, DeadlineExceeded, InputError, JacclError, JobError
+from jaccl_kernel.jobs.run import Deadlines, OnEvent, ignore
 from jaccl_kernel.jobs.spec import JobSpec
 from jaccl_kernel.notebook import session
-from jaccl_kernel.notebook.work import Work
+from jaccl_kernel.notebook.answer import Answer, CellError
+from jaccl_kernel.notebook.engines import TICK_S, Engines
 from jaccl_kernel.rehearsal import homes
 from jaccl_kernel.report import record
 from jaccl_kernel.steps.cluster import Cluster
@@ -40,15 +36,9 @@ from jaccl_kernel.steps.preflight import check_hostfile, find_model
 from jaccl_kernel.steps.serve import ServeOptions, check_options, check_ports
 from jaccl_kernel.wire import Event
 
-TICK_S = 0.02
-LAST_WORDS_S = 0.3  # after a rank's end, how long others may take to end too: then the first is named
 OUTPUT_S = 2.0  # after a cell's end, for its last outputs
-CLOSE_S = 20.0
 ASK_S = 3.0  # for completions: a person is typing
-REGISTER_S = 30.0
-AGAIN_EVERY_S = 1.0  # for a rank that was asked and has not answered, while it connects
 AGAIN_S = 2.0  # a second interrupt within this time closes the ranks
-RESTART = "Start new ones: Ranks.start()."
 KINDS = {name: getattr(errors, name) for name in ("InputError", "JobError", "ModelError", "Stopped", "Busy")}
 
 _current: "Ranks | None" = None
@@ -59,65 +49,10 @@ def current() -> "Ranks | None":
     return _current if _current is not None and _current.alive else None
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a prompt brought.
-
-    Args:
-        text: the answer.
-        reasoning: what the model thought before it, where it marks that.
-        finish: "stop" (it ended), "length" (max_tokens), or "stopped".
-        prompt_tokens, cached_tokens, tokens: of the prompt, of it from the prompt cache, of the answer.
-        ttft_s: seconds to the first token, or None.
-        tokens_per_s: after the first token, or None.
-    """
-
-    text: str
-    reasoning: str = ""
-    finish: str = "stop"
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    tokens: int = 0
-    ttft_s: float | None = None
-    tokens_per_s: float | None = None
-
-    def figures(self) -> str:
-        """Its speed in a line."""
-        told = [f"{self.tokens} tokens"]
-        if self.tokens_per_s:
-            told.append(f"{self.tokens_per_s:.1f} tokens/s")
-        if self.ttft_s is not None:
-            told.append(f"TTFT {self.ttft_s:.2f} s")
-        if self.cached_tokens:
-            told.append(f"{self.cached_tokens} of {self.prompt_tokens} prompt tokens from the cache")
-        return ", ".join([*told, *([self.finish] if self.finish != "stop" else [])])
-
-    def __str__(self) -> str:
-        """The answer's text."""
-        return self.text
-
-    def __repr__(self) -> str:
-        """Its figures: the text was shown as it came."""
-        return f"<Answer: {self.figures()}>"
-
-
-class CellError(JacclError):
-    """A cell raised on a rank; what IPython shows of it is that rank's traceback."""
-
-    def __init__(self, rank: int, name: str, kind: str, text: str, traceback: str) -> None:
-        super().__init__(f"{kind}: {text}", where=f"rank {rank} ({name})")
-        self.rank = rank
-        self.traceback = traceback
-
-    def _render_traceback_(self) -> list[str]:  # IPython asks for this name
-        return [*self.traceback.splitlines(), f"first on {self.where}"]
-
-
 class Ranks:
     """Resident ranks. Made by `Ranks.start`; a context manager that closes them.
 
     Attributes:
-        view: an ipyparallel DirectView of all ranks, engine id = rank.
         names: the ranks' nodes.
         model: the loaded model's name, or None.
         rehearsal: whether these are simulated Macs.
@@ -131,23 +66,14 @@ class Ranks:
         self.names = list(spec.names())
         self.model: str | None = None
         self.sharding = "tensor"
-        self.view: Any = None
-        self.stages: dict[int, str] = {}
-        self.facts: list[dict[str, Any]] = []
-        self.command = ""
         self.on_event = on_event
-        self._client: Any = None
-        self._error: JacclError | None = None
+        self._engines = Engines(spec, self._hear)
         self._numbers = itertools.count(1)
         self._number = 0  # of the call that runs
         self._calls = threading.Lock()
         self._words: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self.serving: Serving | None = None
         self._serving: Future[str] | None = None  # its url, once it is there
-        self._up: Future[str] = Future()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._job: Job | None = None
-        self._work = Work("resident ranks", on_end=self._ended)
 
     @classmethod
     def start(
@@ -200,7 +126,7 @@ class Ranks:
             rank_env=cluster.rank_env[:wanted],
         )
         ranks = cls(chosen, spec, rehearsal=cluster.rehearsal, on_event=on_event)
-        ranks._begin(deadlines or Deadlines(), stop_when or threading.Event())
+        ranks._engines.start(deadlines or Deadlines(), stop_when or threading.Event())
         _current = ranks
         return ranks
 
@@ -212,12 +138,36 @@ class Ranks:
     @property
     def alive(self) -> bool:
         """Whether they run."""
-        return self._work.running and self._error is None
+        return self._engines.alive
+
+    @property
+    def view(self) -> Any:
+        """An ipyparallel DirectView of all ranks, engine id = rank."""
+        return self._client[:]
 
     @property
     def pids(self) -> list[int | None]:
         """The process id of each rank that runs on this machine."""
-        return [rank.pid for rank in self._job.ranks] if self._job else []
+        return self._engines.pids
+
+    @property
+    def stages(self) -> dict[int, str]:
+        """What each rank said last of itself."""
+        return self._engines.stages
+
+    @property
+    def facts(self) -> list[dict[str, Any]]:
+        """What each rank's machine is."""
+        return self._engines.facts
+
+    @property
+    def command(self) -> str:
+        """The plain mlx.launch command of their job."""
+        return self._engines.command
+
+    @property
+    def _client(self) -> Any:
+        return self._engines.client
 
     # what all ranks do at once
 
@@ -232,9 +182,11 @@ class Ranks:
         Raises:
             ModelError: it is not there, is damaged, or does not split so.
         """
-        self._refuse_if_down()
+        self._engines.refuse_if_down()
         chosen = str(model) if model is not None else session.read().model or "demo"
-        path, _ = self._run(find_model(self.spec.hostfile, chosen, sharding, [self.size], self.on_event))
+        path, _ = self._engines.run(
+            find_model(self.spec.hostfile, chosen, sharding, [self.size], self.on_event)
+        )
         self.model = None
         took = self._call("load", {"model": str(path), "sharding": sharding})
         self.model, self.sharding = str(path), sharding
@@ -337,7 +289,7 @@ class Ranks:
             "api_key": options.api_key, "names": self.names, "facts": {"rehearsal": self.rehearsal},
         }  # fmt: skip
         asked = {"payload": payload, "host": host, "port": port, "ctrl_port": ctrl_port}
-        self._refuse_if_down()
+        self._engines.refuse_if_down()
         if not self._calls.acquire(blocking=False):
             raise Busy("the ranks are at work", fix="Wait for that, or interrupt it with ■.")
         self._serving = Future()
@@ -356,15 +308,11 @@ class Ranks:
 
     def interrupt(self) -> None:
         """Ask the ranks to stop the call that runs, after the same token everywhere."""
-        self._send("interrupt", call=1 << 60 if self._serving else self._number)
+        self._engines.send("interrupt", call=1 << 60 if self._serving else self._number)
 
     def close(self) -> None:
         """End all ranks and the controller; nothing is left. Harmless when they are gone."""
-        self._work.stop()
-        deadline = time.monotonic() + CLOSE_S
-        while self._work.running and time.monotonic() < deadline:
-            time.sleep(TICK_S)
-        self._close_client()
+        self._engines.close()
 
     def __enter__(self) -> Self:
         """The ranks; the block's end closes them."""
@@ -378,9 +326,9 @@ class Ranks:
 
     def __repr__(self) -> str:
         """How many, where, and with what."""
-        state = "closed" if not self._work.running else f"model {self.model or 'not loaded'}"
-        if self._error:
-            state = self._error.what
+        state = f"model {self.model or 'not loaded'}" if self._engines.running else "closed"
+        if error := self._engines.error:
+            state = error.what
         simulated = "REHEARSAL: " if self.rehearsal else ""
         return f"<Ranks: {simulated}{self.size} on {', '.join(self.names)}; {self.spec.backend}; {state}>"
 
@@ -428,8 +376,8 @@ class Ranks:
             return self._result(pending)
 
     def _cell_error(self, failure: Sequence[Any]) -> JacclError:
-        if self._error:
-            return self._error
+        if self._engines.error:
+            return self._engines.error
         rank = failure[3]["engine_id"] if failure[3] else 0
         return CellError(rank, self.names[rank], str(failure[0]), str(failure[1]), str(failure[2] or ""))
 
@@ -452,7 +400,7 @@ class Ranks:
             try:
                 if pending.ready():
                     break
-                self._refuse_if_down()
+                self._engines.refuse_if_down()
                 each()
                 pending.wait(TICK_S)
             except KeyboardInterrupt:
@@ -481,8 +429,8 @@ class Ranks:
 
     def _translate(self, failure: Sequence[Any]) -> Exception:
         """A rank's error as ours again."""
-        if self._error:
-            return self._error
+        if self._engines.error:
+            return self._engines.error
         name, text = str(failure[0]), str(failure[1])
         where = ""
         if len(failure) > 3 and failure[3]:
@@ -504,7 +452,7 @@ class Ranks:
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[int]:
         """One call at a time; its number."""
-        self._refuse_if_down()
+        self._engines.refuse_if_down()
         if not self._calls.acquire(blocking=False):
             doing = "are serving" if self._serving else "are at work"
             raise Busy(f"the ranks {doing}", fix="Wait for that, or end it first.")
@@ -552,162 +500,18 @@ class Ranks:
             if pending.ready():
                 self._result(pending)
                 raise JobError("the server ended at once")
-            self._refuse_if_down()
+            self._engines.refuse_if_down()
             time.sleep(TICK_S)
         return self._serving.result()
-
-    def _refuse_if_down(self) -> None:
-        if self._error:
-            raise self._error
-        if not self._work.running:
-            raise JobError("these ranks were closed", fix=RESTART)
-
-    # their life, on a thread of its own
-
-    def _begin(self, deadlines: Deadlines, stop_when: threading.Event) -> None:
-        self._work.start(lambda: self._live(deadlines))
-        try:
-            self._until_up(stop_when)
-            self._client = ipyparallel.Client(connection_info=self._up.result(), timeout=10)
-            self._register()
-        except BaseException:
-            self.close()
-            raise
-        self.view = self._client[:]
-
-    def _until_up(self, stop_when: threading.Event) -> None:
-        while not self._up.done():
-            if stop_when.wait(TICK_S):
-                raise Stopped("stopped while the ranks started", fix="Start them when you like.")
-
-    def _register(self) -> None:
-        end = time.monotonic() + REGISTER_S
-        while len(self._client.ids) < self.size:
-            self._refuse_if_down()
-            if time.monotonic() > end:
-                missing = sorted(set(range(self.size)) - set(self._client.ids))
-                raise JobError(
-                    f"rank {', '.join(map(str, missing))} did not register with the controller",
-                    fix="Check that its machine reaches this one (firewall, Local Network privacy).",
-                )
-            time.sleep(TICK_S)
-        for rank in range(self.size):
-            self._reach(rank, end)
-
-    def _reach(self, rank: int, end: float) -> None:
-        """Ask a rank until it answers, its output too: what is sent while its sockets connect is dropped."""
-        while True:
-            self._refuse_if_down()
-            pending = self._client[[rank]].execute("pass", silent=False)
-            if pending.wait(AGAIN_EVERY_S) and pending.wait_for_output(AGAIN_EVERY_S):
-                return
-            if time.monotonic() > end:
-                raise JobError(
-                    f"rank {rank} registered with the controller, but answers nothing",
-                    where=self.names[rank],
-                    fix="Check that its machine reaches this one (firewall, Local Network privacy).",
-                )
-
-    async def _live(self, deadlines: Deadlines) -> None:
-        """Start, watch and end; told of by `_up` and `_error`."""
-        hosts = [host.ssh for host in self.spec.hostfile.hosts]
-        self._loop = asyncio.get_running_loop()
-        try:
-            with lock.hold(hosts, "resident ranks"):
-                async with Controller(hosts) as controller, Job(with_port(self.spec)) as job:
-                    self._job = job
-                    self.command = tell_job(job, self._hear)
-                    talk = Conversation(job, self._hear, deadlines, self.command)
-                    try:
-                        await talk.start({})  # joins while the controller is still coming up
-                        await job.send("connect", connection=await controller.connection())
-                        self.facts = talk.outcome.facts
-                        self._up.set_result(str(controller.client_file))
-                        await self._watch(job, talk, controller)
-                    except JacclError as error:
-                        self._fail(error)
-                        raise
-        except BaseException as error:
-            if not self._up.done():
-                self._up.set_exception(error)
-            raise
-
-    async def _watch(self, job: Job, talk: Conversation, controller: Controller) -> None:
-        """Hear events until a rank or the controller is gone; never returns."""
-        gone = asyncio.create_task(controller.wait())
-        try:
-            while True:
-                heard = asyncio.create_task(job.next_event(threading.TIMEOUT_MAX))
-                try:
-                    await asyncio.wait({heard, gone}, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    if not heard.done():
-                        heard.cancel()
-                if gone.done():
-                    raise JobError(
-                        "ipyparallel's controller is gone; the ranks were ended", fix="Start again."
-                    )
-                event = heard.result()
-                if event is None:
-                    raise talk.gone()
-                if event.kind in ("error", "exit"):
-                    self._hear(event)
-                    raise await talk.failure(LAST_WORDS_S)
-                self._hear(event)
-        finally:
-            gone.cancel()
 
     def _hear(self, event: Event) -> None:
         if event.kind == "words":
             self._words.put(event.data)
             return
-        if event.kind == "stage":
-            self.stages[event.rank] = f"{event.data['name']}: {event.data['text']}"
-        elif event.kind == "serving" and self._serving and not self._serving.done():
+        if event.kind == "serving" and self._serving and not self._serving.done():
             self._serving.set_result(str(event.data["url"]))
-        elif event.kind == "beat":
-            return
-        self.on_event(event)
-
-    def _fail(self, error: JacclError) -> None:
-        """Ranks are gone: whoever waits for them hears it now, by name."""
-        self._error = error
-        client = self._client
-        if client is None or client._closed:
-            return
-
-        def tell() -> None:
-            try:
-                raise error
-            except JacclError:
-                content = ipyparallel.error.wrap_exception()
-            for uuid in list(client._engines.values()):
-                for message in list(client._outstanding_dict[uuid]):
-                    if message in client.results:
-                        continue
-                    reply = client.session.msg("apply_reply", content=content)
-                    reply["parent_header"]["msg_id"] = message
-                    reply["metadata"]["engine"] = uuid
-                    client._handle_apply_reply(reply)
-
-        client._io_loop.add_callback(tell)
-
-    def _ended(self, result: Any, error: BaseException | None) -> None:
-        del result
-        if isinstance(error, RankDied | JobError) and self._error is None:
-            self._error = error
-
-    def _close_client(self) -> None:
-        if self._client is not None and not self._client._closed:
-            self._client.close(linger=0)
-
-    def _send(self, kind: str, **data: Any) -> None:
-        if self._loop and self._job and self._work.running:
-            asyncio.run_coroutine_threadsafe(self._job.send(kind, **data), self._loop)
-
-    def _run(self, coroutine: Any) -> Any:
-        assert self._loop
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        if event.kind != "beat":
+            self.on_event(event)
 
 
 class Serving:
@@ -730,7 +534,7 @@ class Serving:
         ranks = self._ranks
         if ranks._serving is None:
             return
-        ranks._send("stop")
+        ranks._engines.send("stop")
         try:
             ranks.wait(self._pending)
         finally:

@@ -15,9 +15,9 @@ import pytest
 
 from jaccl_kernel.errors import InputError, JobError
 from jaccl_kernel.notebook import prompting
+from jaccl_kernel.notebook.answer import Answer
 from jaccl_kernel.notebook.panels.prompt import PromptPanel
 from jaccl_kernel.notebook.prompting import Server
-from jaccl_kernel.notebook.resident import Answer
 from jaccl_kernel.notebook.views.chat import markdown
 from jaccl_kernel.server.generation import Served, ServerError
 from tests.conftest import until

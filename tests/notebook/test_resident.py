@@ -22,8 +22,9 @@ from jaccl_kernel.errors import Busy, InputError, JobError, ModelError, RankDied
 from jaccl_kernel.jobs import ports
 from jaccl_kernel.jobs.run import Deadlines
 from jaccl_kernel.notebook import resident
+from jaccl_kernel.notebook.answer import Answer, CellError
 from jaccl_kernel.notebook.magics import run_cell
-from jaccl_kernel.notebook.resident import AGAIN_S, CellError, Ranks
+from jaccl_kernel.notebook.resident import AGAIN_S, Ranks
 from jaccl_kernel.rehearsal.homes import make_hostfile
 from jaccl_kernel.report import record
 
@@ -145,7 +146,7 @@ def test_a_prompt_streams_and_the_next_turn_uses_the_cache(ranks: Ranks) -> None
 
 
 def test_the_same_seed_says_the_same_and_a_stop_string_ends_it(ranks: Ranks) -> None:
-    def ask(**settings: Any) -> resident.Answer:
+    def ask(**settings: Any) -> Answer:
         return ranks.prompt("Go on", on_words=lambda *_: None, **{"max_tokens": 30, "seed": 5} | settings)
 
     one, other = ask(), ask()

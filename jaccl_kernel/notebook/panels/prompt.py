@@ -14,10 +14,10 @@ import ipywidgets as widgets
 
 from jaccl_kernel.errors import InputError, JacclError
 from jaccl_kernel.notebook import prompting
+from jaccl_kernel.notebook.answer import Answer
 from jaccl_kernel.notebook.conversation import Conversation, Turn
 from jaccl_kernel.notebook.panels.base import STYLE, html_block, wide
 from jaccl_kernel.notebook.prompting import Source
-from jaccl_kernel.notebook.resident import Answer
 from jaccl_kernel.notebook.views import blocks
 from jaccl_kernel.notebook.views.chat import chat
 from jaccl_kernel.notebook.work import Work, briefly
