@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -28,6 +27,7 @@ import psutil
 
 from jaccl_kernel.jobs import ports
 from jaccl_kernel.models.demo import ensure_demo
+from jaccl_kernel.notebook.loadtest import Timed, stream_one
 from jaccl_kernel.rehearsal.homes import make_hostfile
 from jaccl_kernel.steps.bench import BenchOptions, bench
 
@@ -43,43 +43,9 @@ def prompt(number: int) -> str:
     return f"{number}. Write a long essay about {subject}, their history and their use in daily life."
 
 
-@dataclass
-class Timed:
-    """One streamed answer."""
-
-    ttft: float = 0.0
-    gaps: list[float] = field(default_factory=list)
-    tokens: int = 0
-
-
 async def ask(client: httpx.AsyncClient, number: int, tokens: int) -> Timed:
     """Stream one answer and time it."""
-    body = {
-        "messages": [{"role": "user", "content": prompt(number)}],
-        "max_tokens": tokens,
-        "temperature": 0.0,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    timed = Timed()
-    began = last = time.perf_counter()
-    async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
-        answer.raise_for_status()
-        async for line in answer.aiter_lines():
-            if not line.startswith("data: {"):
-                continue
-            event = json.loads(line[6:])
-            if event.get("usage"):
-                timed.tokens = event["usage"]["completion_tokens"]
-            if not any(one["delta"].get("content") for one in event["choices"]):
-                continue
-            now = time.perf_counter()
-            if timed.ttft:
-                timed.gaps.append(now - last)
-            else:
-                timed.ttft = now - began
-            last = now
-    return timed
+    return await stream_one(client, prompt(number), tokens)
 
 
 def percentile(values: list[float], per_cent: int) -> float:
@@ -105,12 +71,12 @@ async def measure(url: str, tokens: int, clients: list[int], samples: int) -> di
             result[f"tok/s, {count} clients"] = sum(one.tokens for one in answers) / took
             if gaps := [gap for one in answers for gap in one.gaps]:
                 result[f"ITL p95 ms, {count} clients"] = percentile(gaps, 95) * 1e3
-        alone = [(await ask(client, next(numbers), 2)).ttft for _ in range(samples)]
+        alone = [(await ask(client, next(numbers), 2)).ttft or 0.0 for _ in range(samples)]
         running = asyncio.create_task(ask(client, next(numbers), 4000))
         await asyncio.sleep(1.0)
         beside = []
         for _ in range(samples):
-            beside.append((await ask(client, next(numbers), 2)).ttft)
+            beside.append((await ask(client, next(numbers), 2)).ttft or 0.0)
             if running.done():
                 running = asyncio.create_task(ask(client, next(numbers), 4000))
                 await asyncio.sleep(0.5)

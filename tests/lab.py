@@ -221,6 +221,17 @@ class NotebookPage:
             [number, code],
         )
 
+    def fill(self, label: str, value: str) -> None:
+        """Type into the last box of this name, and leave it."""
+        box = self.page.get_by_label(label, exact=True).last
+        box.fill(value)
+        box.press("Tab")
+
+    def keep(self, name: str) -> None:
+        """Keep what is on the screen in the folder that JACCL_SHOTS names, if any."""
+        if shots := os.environ.get("JACCL_SHOTS"):
+            self.page.screenshot(path=str(Path(shots) / f"{name}.png"), full_page=True)
+
     def save(self) -> None:
         """Save the notebook, and wait until the server has it."""
         with self.page.expect_response(lambda answer: answer.request.method == "PUT"):

@@ -72,30 +72,26 @@ def token_time(record: dict[str, Any]) -> Figure | None:
 
 def against_context(record: dict[str, Any]) -> Figure | None:
     """Decode rate over prompt length, one line for each number of ranks."""
-    lines: dict[str, list[tuple[int, float]]] = {}
-    for point in _single(record):
-        lines.setdefault(_but(point, "prompt_tokens"), []).append(
-            (point["setting"]["prompt_tokens"], point["decode_tps"])
-        )
-    if not any(len(line) > 1 for line in lines.values()):
-        return None
-    figure, axes = _figure("decode, tokens/s", "prompt tokens")
-    for color, (label, line) in zip(_colors(lines), sorted(lines.items()), strict=True):
-        axes.plot(*zip(*sorted(line), strict=True), color=color, marker="o", markersize=4, label=label)
-    axes.set_xticks(sorted({at for line in lines.values() for at, _ in line}))
-    axes.set_ylim(bottom=0)
-    _legend(axes)
-    return _marked(figure, record)
+    titles = ("decode, tokens/s", "prompt tokens")
+    return _against(record, _single(record), "prompt_tokens", "decode_tps", titles)
 
 
 def throughput(record: dict[str, Any]) -> Figure | None:
     """Tokens of all sequences over the whole time, prompts included, against the batch."""
+    titles = ("all together, tokens/s", "sequences at once")
+    return _against(record, _measured(record), "batch", "tps", titles)
+
+
+def _against(
+    record: dict[str, Any], points: list[dict[str, Any]], axis: str, rate: str, titles: tuple[str, str]
+) -> Figure | None:
+    """A rate over one axis of the grid, a line for each setting of the others; None without two values."""
     lines: dict[str, list[tuple[int, float]]] = {}
-    for point in _measured(record):
-        lines.setdefault(_but(point, "batch"), []).append((point["setting"]["batch"], point["tps"]))
+    for point in points:
+        lines.setdefault(_but(point, axis), []).append((point["setting"][axis], point[rate]))
     if not any(len(line) > 1 for line in lines.values()):
         return None
-    figure, axes = _figure("all together, tokens/s", "sequences at once")
+    figure, axes = _figure(*titles)
     for color, (label, line) in zip(_colors(lines), sorted(lines.items()), strict=True):
         axes.plot(*zip(*sorted(line), strict=True), color=color, marker="o", markersize=4, label=label)
     axes.set_xticks(sorted({at for line in lines.values() for at, _ in line}))

@@ -81,7 +81,12 @@ def home(macs: Macs) -> Iterator[Path]:
     """The home folder of mac1, empty, for the local node and for the one behind ssh."""
     home = macs["mac1"].home
     yield home
-    shutil.rmtree(home)
+
+    def removed() -> bool:  # a process that has just been ended may still leave a file
+        shutil.rmtree(home, ignore_errors=True)
+        return not home.exists()
+
+    wait_for(removed, f"{home} is not empty")
     (home / "bin").mkdir(parents=True)
 
 

@@ -1,16 +1,13 @@
 """The walk 00 to 04 in a real JupyterLab and a real Chromium. pytest -m browser tests/notebook."""
 
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jaccl_kernel.notebook import session
 from jaccl_kernel.rehearsal import plan
-from tests.lab import REPOSITORY, Lab, NotebookPage, missing, open_browser, start_lab
+from tests.lab import Lab, NotebookPage, missing
 
 pytestmark = [
     pytest.mark.browser,
@@ -20,21 +17,9 @@ pytestmark = [
 
 
 @pytest.fixture
-def lab(tiny_model: Path, tmp_path: Path) -> Iterator[Lab]:
-    root = tmp_path / "clone"
-    shutil.copytree(REPOSITORY / "notebooks", root / "notebooks", ignore=shutil.ignore_patterns(".ipynb_*"))
-    (root / "hostfiles").mkdir()
-    plan.make_hostfile(3).write(root / "hostfiles" / "rehearsal.json")
-    (tmp_path / "own").mkdir()
-    session.choose_model(str(tiny_model))
-    with start_lab(root, tmp_path / "own") as running:
-        yield running
-
-
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    with open_browser() as opened:
-        yield opened
+def clone(clone: Path) -> Path:
+    plan.make_hostfile(3).write(clone / "hostfiles" / "rehearsal.json")
+    return clone
 
 
 def walk(browser: Any, lab: Lab, name: str) -> NotebookPage:

@@ -3,17 +3,15 @@
 The model is the tests' tiny one, chosen the way a user chooses one: the notebooks run as they are.
 """
 
+import re
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jaccl_kernel.notebook import session
-from jaccl_kernel.paths import results_dir
 from jaccl_kernel.report import record
-from tests.lab import REPOSITORY, Lab, NotebookPage, missing, open_browser, start_lab
+from tests.lab import Lab, NotebookPage, missing
 
 pytestmark = [
     pytest.mark.browser,
@@ -22,54 +20,46 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def lab(tiny_model: Path, tmp_path: Path) -> Iterator[Lab]:
-    root = tmp_path / "clone"
-    for folder in ("notebooks", "hostfiles"):
-        shutil.copytree(
-            REPOSITORY / folder, root / folder, ignore=shutil.ignore_patterns("*.local.json", ".ipynb_*")
-        )
-    own = tmp_path / "own"
-    own.mkdir()
-    session.choose_model(str(tiny_model))
-    with start_lab(root, own) as running:
-        yield running
-
-
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    with open_browser() as opened:
-        yield opened
-
-
 def test_bench_runs_from_top_to_bottom_and_nothing_leaves_the_machine(lab: Lab, browser: Any) -> None:
-    notebook = NotebookPage.open(browser, lab, "notebooks/05_bench.ipynb", height=3600)
+    notebook = NotebookPage.open(browser, lab, "notebooks/05_bench.ipynb", height=5600)
     notebook.run_all()
     notebook.wait_idle()
     shown = notebook.page.locator(".jp-OutputArea-output")
     assert "REHEARSAL" in notebook.outputs()
-    (path,) = results_dir().glob("bench-*.json")
+    [path] = record.saved()
     found = record.read(path)
-    for table in shown.locator("table").all():
+    tables = shown.locator("table").filter(has_text="load s")
+    for table in tables.all():
         assert [row.inner_text() for row in table.locator("tbody th").all()] == ["1", "2"]
-    rates = [row.locator("td").nth(2).inner_text() for row in shown.locator("tbody tr").all()]
+    rates = [row.locator("td").nth(2).inner_text() for row in tables.locator("tbody tr").all()]
     expected = [f"{point['generation_tps']['median']:.1f}" for point in found["points"]]
     assert rates == expected * 2  # in the panel, and in the output of a cell
     assert shown.get_by_text("Parity: ").count() == 2
-    figures = shown.get_by_role("img", name="Decode rate")
-    assert figures.count() == 2
-    assert figures.first.bounding_box()["height"] > 100
     assert shown.get_by_text("joined").count() > 0  # the log
+
+    [swept] = record.saved(kind="sweep")
+    assert len(record.read(swept)["points"]) == 8
+    assert swept.with_suffix(".html").exists()
+    for name in (
+        "Decode rate: ",
+        "Decode rate over ranks",
+        "Where the time of a token went",
+        "Collectives: ",
+    ):
+        figure = shown.get_by_role("img", name=re.compile(f"^{name}"))
+        assert figure.count() == 2, name
+        assert figure.first.bounding_box()["height"] > 100
     assert notebook.requests
     assert notebook.outsiders() == []
+    notebook.keep("05_bench")
 
 
-def test_stop_and_interrupt_work_while_a_cell_waits_and_the_panel_runs_again(lab: Lab, browser: Any) -> None:
+def test_stop_and_interrupt_work_while_a_cell_waits_and_the_log_stays(lab: Lab, browser: Any) -> None:
     notebook = NotebookPage.open(browser, lab, "notebooks/05_bench.ipynb", height=3600)
     notebook.run_cell(0)
     notebook.button("Run").wait_for()
-    fill(notebook, "New tokens", "3000")
-    fill(notebook, "Runs each", "500")
+    notebook.fill("New tokens", "3000")
+    notebook.fill("Runs each", "500")
     for press in (notebook.button("Stop").click, notebook.interrupt):
         notebook.run_cell(1)
         notebook.wait_for("run 1 of 500: ")
@@ -78,25 +68,11 @@ def test_stop_and_interrupt_work_while_a_cell_waits_and_the_panel_runs_again(lab
         notebook.wait_for("Stopped: Benchmark was stopped before it ended")
         notebook.wait_idle()
         assert notebook.button("Stop").is_disabled()
-    fill(notebook, "New tokens", "4")
-    fill(notebook, "Runs each", "1")
+    notebook.fill("New tokens", "4")
+    notebook.fill("Runs each", "1")
     notebook.button("Run").click()
     notebook.wait_for("Parity: equal")
 
-
-def fill(notebook: NotebookPage, label: str, value: str) -> None:
-    notebook.page.get_by_label(label).fill(value)
-    notebook.page.get_by_label(label).press("Tab")
-
-
-def test_the_log_can_be_filtered_and_opened_again(lab: Lab, browser: Any) -> None:
-    notebook = NotebookPage.open(browser, lab, "notebooks/05_bench.ipynb", height=3600)
-    notebook.run_cell(0)
-    notebook.button("Run").wait_for()
-    fill(notebook, "New tokens", "4")
-    fill(notebook, "Runs each", "1")
-    notebook.button("Run").click()
-    notebook.wait_for("Parity: equal")
     log = notebook.page.get_by_role("log").first
     whole = log.inner_text()
     assert "[import]" in whole

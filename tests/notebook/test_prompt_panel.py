@@ -53,14 +53,14 @@ class Told:
 
 async def test_turns_go_along_and_figures_stand_under_each_answer() -> None:
     told = Told("It is ", "**red**.")
-    panel = PromptPanel(told, system="Be brief.", max_tokens=9)
+    panel = PromptPanel(told, system="Be brief.", max_tokens=9, stop=["x"])
     panel.temperature.value, panel.seed.value = 0.5, "7"
     await panel.ask("Which colour?")
     await panel.ask("Sure?")
     messages, settings = told.asked[1]
     assert [one["role"] for one in messages] == ["system", "user", "assistant", "user"]
     assert messages[2]["content"] == "It is **red**."
-    assert settings == {"max_tokens": 9, "temperature": 0.5, "top_p": 1.0, "seed": 7}
+    assert settings == {"max_tokens": 9, "temperature": 0.5, "top_p": 1.0, "seed": 7, "stop": ["x"]}
     assert "<strong>red</strong>" in panel.view.value
     assert panel.view.value.count("12.5 tokens/s, TTFT 0.25 s") == 2
     assert "REHEARSAL" in panel.whom.value

@@ -1,43 +1,19 @@
 """06_serve in a real JupyterLab and a real Chromium. pytest tests/notebook/test_serve_browser.py."""
 
-import os
-import shutil
 import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jaccl_kernel.jobs import ports
-from jaccl_kernel.notebook import session
 from jaccl_kernel.steps.serve_detached import find_running
-from tests.lab import REPOSITORY, Lab, NotebookPage, missing, open_browser, start_lab
+from tests.lab import Lab, NotebookPage, missing
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(bool(missing()), reason=missing() or "all there"),
     pytest.mark.usefixtures("nothing_left"),
 ]
-
-
-@pytest.fixture
-def lab(tiny_model: Path, tmp_path: Path) -> Iterator[Lab]:
-    root = tmp_path / "clone"
-    for folder in ("notebooks", "hostfiles"):
-        shutil.copytree(
-            REPOSITORY / folder, root / folder, ignore=shutil.ignore_patterns("*.local.json", ".ipynb_*")
-        )
-    (tmp_path / "own").mkdir()
-    session.choose_model(str(tiny_model))
-    with start_lab(root, tmp_path / "own") as running:
-        yield running
-
-
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    with open_browser() as opened:
-        yield opened
 
 
 def test_start_try_restart_the_kernel_find_it_again_and_end(lab: Lab, browser: Any) -> None:
@@ -60,8 +36,7 @@ def test_start_try_restart_the_kernel_find_it_again_and_end(lab: Lab, browser: A
         "curl -s http://127.0.0.1",
     ):
         assert words in shown
-    if shot := os.environ.get("JACCL_SHOTS"):
-        notebook.page.screenshot(path=str(Path(shot) / "06_serve.png"), full_page=True)
+    notebook.keep("06_serve")
     [kernel] = lab.kernels()
     request = urllib.request.Request(
         f"{lab.url}/api/kernels/{kernel['id']}/restart",

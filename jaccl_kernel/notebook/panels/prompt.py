@@ -33,6 +33,7 @@ class PromptPanel(widgets.VBox):
         at: who is to answer; None for who is there when a question is asked.
         system: the system prompt of the first conversation.
         max_tokens, temperature, top_p: the settings to begin with.
+        more: settings of OpenAI's API that have no box here: stop, logit_bias, …
     """
 
     def __init__(
@@ -43,7 +44,9 @@ class PromptPanel(widgets.VBox):
         max_tokens: int = 256,
         temperature: float = 0.7,
         top_p: float = 1.0,
+        **more: Any,
     ) -> None:
+        self._more = more
         self.at = at
         self.answer: Answer | None = None
         self.conversations = [Conversation(system)]
@@ -109,7 +112,7 @@ class PromptPanel(widgets.VBox):
 
     def settings(self) -> dict[str, Any]:
         """What the next answer is asked with."""
-        given: dict[str, Any] = {
+        given: dict[str, Any] = self._more | {
             "max_tokens": self.max_tokens.value,
             "temperature": self.temperature.value,
             "top_p": self.top_p.value,
