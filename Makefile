@@ -5,6 +5,8 @@ VENV := .venv
 READY := $(VENV)/.ready
 READY_TEST := $(VENV)/.ready-test
 BIN := $(VENV)/bin
+# make JOBS= test: one test after the other
+JOBS := --numprocesses 2 --dist loadfile
 
 .PHONY: lab test lint format setup clean
 
@@ -12,7 +14,7 @@ lab: $(READY)
 	$(BIN)/jaccl lab $(ARGS)
 
 test: $(READY_TEST) lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(JOBS) $(ARGS)
 
 lint: $(READY_TEST)
 	$(BIN)/ruff check .

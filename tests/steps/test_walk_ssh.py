@@ -13,10 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from jaccl_kernel.cluster.shell import Node
 from jaccl_kernel.rehearsal import scripts
 from jaccl_kernel.rehearsal.macs import ClusterSpec
 from jaccl_kernel.rehearsal.plan import versions_here
-from jaccl_kernel.steps import environment
+from jaccl_kernel.steps import environment, live_gates
 from jaccl_kernel.steps.bench import BenchOptions, bench
 from jaccl_kernel.steps.cluster import Cluster
 from jaccl_kernel.steps.configure import configure
@@ -31,6 +32,12 @@ pytestmark = [pytest.mark.sshd, pytest.mark.usefixtures("nothing_left")]
 async def test_the_path_is_walked_over_real_ssh(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    everyone = live_gates.processes
+
+    async def own(node: Node, *, only_own: bool = False) -> list[live_gates.Process]:
+        return await everyone(node, only_own=True)  # other tests' ranks share this machine with these Macs
+
+    monkeypatch.setattr(live_gates, "processes", own)
     spec = ClusterSpec.healthy(2)
     for number in range(2):
         spec = spec.with_mac(number, name=f"mac{number + 1}", **versions_here())
