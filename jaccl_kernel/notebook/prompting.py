@@ -39,7 +39,7 @@ class Source(Protocol):
     name: str
     rehearsal: bool  # whether its Macs are simulated
 
-    def ask(self, messages: Messages, on_words: OnWords, stop: threading.Event, **settings: Any) -> Answer:
+    def ask(self, messages: Messages, on_words: OnWords, stop: threading.Event, /, **settings: Any) -> Answer:
         """Answer a conversation; `on_words` is told (content, reasoning), `stop` ends it early.
 
         Raises:
@@ -68,7 +68,7 @@ class Server:
         """Its name is its address."""
         self.name = f"the server at {self.url}"
 
-    def ask(self, messages: Messages, on_words: OnWords, stop: threading.Event, **settings: Any) -> Answer:
+    def ask(self, messages: Messages, on_words: OnWords, stop: threading.Event, /, **settings: Any) -> Answer:
         """See Source."""
         body = {
             "messages": list(messages),
@@ -111,7 +111,7 @@ class Resident:
         self.rehearsal = self.ranks.rehearsal
         self.name = f"the resident ranks on {', '.join(self.ranks.names)}"
 
-    def ask(self, messages: Messages, on_words: OnWords, stop: threading.Event, **settings: Any) -> Answer:
+    def ask(self, messages: Messages, on_words: OnWords, stop: threading.Event, /, **settings: Any) -> Answer:
         """See Source."""
         return self.ranks.prompt(messages, on_words=on_words, stop_when=stop, **settings)
 

@@ -37,7 +37,7 @@ class Told:
         self.asked: list[tuple[list[dict[str, Any]], dict[str, Any]]] = []
         self.error: Exception | None = None
 
-    def ask(self, messages: Any, on_words: Any, stop: threading.Event, **settings: Any) -> Answer:
+    def ask(self, messages: Any, on_words: Any, stop: threading.Event, /, **settings: Any) -> Answer:
         self.asked.append((list(messages), settings))
         if self.error:
             raise self.error
@@ -163,6 +163,7 @@ def test_a_server_is_asked_and_its_words_come_as_they_are_made(
     answer = prompting.prompt("Hi", at=server, system="Be kind.", temperature=0)
     assert (answer.text, answer.finish, answer.tokens) == ("Hello there", "stop", 12)
     assert answer.prompt_tokens > 0
+    assert prompting.ask("Hi", server, lambda *_: None, stop=["there"]).text == "Hello "
     assert capsys.readouterr().out.startswith("Hello there\n— 12 tokens")
 
 
