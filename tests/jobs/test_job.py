@@ -184,7 +184,9 @@ async def test_a_sigkill_of_the_starter_leaves_nothing(tmp_path: Path, stage: st
         async def main():
             async with Job(smoke(2, "--linger")) as job:
                 await _wait_ready(job)
-                await job.send("go", **({{}} if "{stage}" == "idle" else {{"to": 0}}), join_deadline=2.0)
+                # one rank alone never joins: it leaves at this deadline; two join well before the other
+                go = {{"to": 0, "join_deadline": 2.0}} if "{stage}" == "join" else {{"join_deadline": 30.0}}
+                await job.send("go", **go)
                 await _wait_stage(job, 0, "{stage}")
                 print(json.dumps([job.pid]), flush=True)
                 await asyncio.sleep(600)
