@@ -41,6 +41,8 @@ def _troubleshoot(options: argparse.Namespace) -> int:
         print(f"{node.node}: {node.error or f'{count} processes of jobs'}")
         for process in node.processes:
             print(f"  {process.pid}  {process.what}, up for {process.age}: {process.command[:120]}")
+    for told in report.servers:
+        print(told)
     if not options.end:
         _logs(report.logs)
         return 0 if report.ok else 1

@@ -17,7 +17,7 @@ from jaccl_kernel.jobs.run import OnEvent, ignore
 from jaccl_kernel.paths import cache_dir
 from jaccl_kernel.steps.cluster import Cluster
 from jaccl_kernel.steps.live_gates import Process, processes
-from jaccl_kernel.steps.serve_detached import REBOOT
+from jaccl_kernel.steps.serve_detached import REBOOT, find_running
 from jaccl_kernel.wire import HOST, Event
 
 PATIENCE_S = 5  # of a process that was asked to end
@@ -94,6 +94,7 @@ class LookReport:
 
     nodes: tuple[Stuck, ...]
     logs: tuple[LogFinding, ...] = ()
+    servers: tuple[str, ...] = ()  # what is no leftover: servers that run here, each in a sentence
 
     @property
     def ok(self) -> bool:
@@ -158,7 +159,11 @@ async def look(cluster: Cluster, *, on_event: OnEvent = ignore) -> LookReport:
         return Stuck(node.name, found)
 
     nodes = await asyncio.gather(*map(one, cluster.nodes))
-    return LookReport(tuple(nodes), tuple(await asyncio.to_thread(read_logs)))
+    servers = (
+        f"The server {one.id} at {one.url} runs, with ranks of these: `jaccl stop {one.id}` ends it."
+        for one in find_running()
+    )
+    return LookReport(tuple(nodes), tuple(await asyncio.to_thread(read_logs)), tuple(servers))
 
 
 async def end(

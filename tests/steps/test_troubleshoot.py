@@ -11,12 +11,14 @@ import pytest
 
 from jaccl_kernel.cli import main
 from jaccl_kernel.errors import InputError
-from jaccl_kernel.notebook.panels.troubleshoot import TroubleshootPanel
+from jaccl_kernel.jobs import servers
+from jaccl_kernel.notebook.panels.troubleshoot import TroubleshootPanel, look_blocks
 from jaccl_kernel.paths import cache_dir
 from jaccl_kernel.rehearsal import homes
 from jaccl_kernel.rehearsal.homes import make_hostfile
 from jaccl_kernel.steps import troubleshoot
 from jaccl_kernel.steps.cluster import Cluster
+from jaccl_kernel.steps.serve_detached import Running
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -82,6 +84,18 @@ async def test_what_is_left_is_found_on_its_mac_and_ended_after_a_yes_only() -> 
     again = await troubleshoot.end(cluster, report, yes=True)
     assert {one.outcome for one in again.ended} == {"gone"}
     assert (await troubleshoot.look(cluster)).ok
+
+
+async def test_a_server_that_runs_is_told_as_no_leftover(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = servers.Folder.make()
+    state = servers.State(folder.id, "", ("mac1",), "m", "http://127.0.0.1:8080")
+    running = Running(folder, state)
+    monkeypatch.setattr(troubleshoot, "find_running", lambda: [running])
+    report = await troubleshoot.look(Cluster.of(make_hostfile(1)))
+    [told] = report.servers
+    assert told.startswith(f"The server {folder.id} at http://127.0.0.1:8080 runs")
+    assert f"`jaccl stop {folder.id}` ends it" in told
+    assert folder.id in "".join(look_blocks(report))
 
 
 async def test_another_process_with_that_number_is_left_alone() -> None:

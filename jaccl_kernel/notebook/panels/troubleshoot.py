@@ -91,6 +91,7 @@ def look_blocks(report: LookReport) -> list[str]:
         rows = [(str(one.pid), one.what, one.age, one.command[:100]) for one in node.processes]
         inside = [blocks.table(("pid", "what", "up for", "command"), rows)] if rows else []
         parts.append(card(node.node, "fair" if rows else "good", told, *inside))
+    parts += [blocks.verdict(told, "fair") for told in report.servers]
     for log in report.logs:
         title = f"{log.path.name} of job {log.job}, {log.age_s / 3600:.1f} h old"
         parts.append(
