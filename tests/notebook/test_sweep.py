@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from jaccl_kernel.errors import InputError
+from jaccl_kernel.notebook import sweep as sweeps
 from jaccl_kernel.notebook.panels.sweep import SweepPanel, compare, numbers, show
 from jaccl_kernel.notebook.sweep import Grid, Sweep
 from jaccl_kernel.rehearsal.homes import make_hostfile
@@ -46,6 +47,15 @@ def test_a_grid_that_makes_no_sense_is_refused_before_anything_starts(
 ) -> None:
     with pytest.raises(InputError, match=words):
         Grid(**axes).settings(make_hostfile(2))
+
+
+def test_the_grid_takes_what_the_ranks_take() -> None:
+    # the host side cannot import the ranks': both name their bounds
+    from jaccl_kernel.ranks import collectives, load
+
+    assert (sweeps.LEAST_BYTES, sweeps.MOST_BYTES) == (collectives.LEAST, collectives.MOST)
+    assert sweeps.SHARDINGS == load.SHARDINGS
+    Grid(collectives=sweeps.COLLECTIVE_SIZES).settings(make_hostfile(2))
 
 
 def test_a_sweep_measures_records_a_failure_and_goes_on(nothing_left: None, tiny_model: Path) -> None:
