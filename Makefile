@@ -1,20 +1,32 @@
 # Everything from a fresh clone: `make lab` opens the workbench on the rehearsal, `make test` runs the tests.
-# Needs a Python >= 3.11 (or conda) and a package index; all else goes into .venv.
+# Needs a package index, and a Python >= 3.11 (or conda); all else goes into .venv, but for a few programs of
+# the system (.ci/system-tools): what can be installed without asking is, and what cannot is said.
 
 VENV := .venv
 READY := $(VENV)/.ready
 READY_TEST := $(VENV)/.ready-test
 BIN := $(VENV)/bin
 # make JOBS= test: one test after the other
-JOBS := --numprocesses 2 --dist loadfile
+JOBS := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: lab test lint format setup clean
+# The tests start hundreds of Python processes: each would compile all modules again without their bytecode.
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: lab test test-slow test-fast lint format docs setup clean
 
 lab: $(READY)
+	@sh .ci/system-tools $(VENV) rsync ssh
 	$(BIN)/jaccl lab $(ARGS)
 
 test: $(READY_TEST) lint
+	@sh .ci/system-tools $(VENV) rsync ssh sshd libatomic chromium
 	$(BIN)/python -m pytest $(JOBS) $(ARGS)
+
+test-slow: $(READY_TEST)
+	$(BIN)/python -m pytest $(JOBS) -m slow $(ARGS)
+
+test-fast: $(READY_TEST)
+	$(BIN)/python -m pytest $(JOBS) -m fast $(ARGS)
 
 lint: $(READY_TEST)
 	$(BIN)/ruff check .
@@ -25,12 +37,15 @@ format: $(READY_TEST)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(READY_TEST)
+	$(BIN)/python -m jaccl_kernel.cli.docs > docs/cli.md
+
 setup: $(READY)
 
 # The stamps are made last: an interrupted set-up is done again, a whole one is not.
-$(READY): pyproject.toml
+$(READY): pyproject.toml jaccl_kernel/__init__.py
 	sh .ci/make-venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[workbench]'
 	touch $@
 
 $(READY_TEST): $(READY)

@@ -4,30 +4,39 @@
 
 Each round runs both, in turn; the medians over the rounds and their ratio are printed. The plain run is what
 a person would type: no thread count, no wire. Also measured: the CPU that a job uses while its ranks only
-wait (launcher included), in per cent of a core over 10 s, and the same for mlx.launch.
+wait (launcher included), in per cent of a core over 10 s, and the same for mlx.launch; and how long after a
+SIGKILL of our launcher something of the job is left: the bar is 5 s, and exit status 1 where it is not held.
 """
 
 import argparse
 import asyncio
+import contextlib
+import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import psutil
 
-from jaccl_kernel.jobs import ports
-from jaccl_kernel.jobs.job import Job
-from jaccl_kernel.jobs.spec import JobSpec
+from jaccl_kernel.core.messages import Go
+from jaccl_kernel.core.options import BenchOptions
+from jaccl_kernel.launch import ports
+from jaccl_kernel.launch.job import Job
+from jaccl_kernel.launch.spec import JobSpec
 from jaccl_kernel.models.demo import ensure_demo
 from jaccl_kernel.rehearsal.homes import make_hostfile
-from jaccl_kernel.steps.bench import BenchOptions, bench
+from jaccl_kernel.steps.bench import bench
 
 PROMPT = "Write 5 sentences about Thunderbolt RDMA."
 LAUNCH = str(Path(sys.executable).with_name("mlx.launch"))
 IDLE_S = 10.0
+GONE_S = 30.0  # how long what should be gone is waited for
+GONE_BAR_S = 5.0
 
 
 def plain_tps(model: Path, max_tokens: int) -> float:
@@ -52,22 +61,40 @@ def plain_tps(model: Path, max_tokens: int) -> float:
 
 async def our_tps(model: Path, max_tokens: int) -> float:
     """Tokens per second of our job."""
-    options = BenchOptions(model=str(model), prompt=PROMPT, max_tokens=max_tokens, ranks=[2], repeats=1)
+    options = BenchOptions(model=str(model), prompt=PROMPT, max_tokens=max_tokens, ranks=(2,), repeats=1)
     report = await bench(make_hostfile(2), options, save=False)
     return float(report.points[0]["generation_tps"]["median"])
 
 
-async def our_idle() -> float:
-    """Per cent of a core that an idle job of 2 ranks uses, launcher included."""
+@contextlib.asynccontextmanager
+async def idle_job() -> AsyncIterator[Job]:
+    """Two ranks that have joined, and do nothing."""
     spec = JobSpec(make_hostfile(2), ("smoke", "--linger"), "ring", starting_port=ports.choose(2))
     async with Job(spec) as job:
         while not all(rank.ready for rank in job.ranks):
             await job.next_event(60)
-        await job.send("go", join_deadline=60)
+        await job.send(Go(60))
         while not all(rank.stage == "idle" for rank in job.ranks):
             await job.next_event(60)
+        yield job
+
+
+async def our_idle() -> float:
+    """Per cent of a core that an idle job of 2 ranks uses, launcher included."""
+    async with idle_job() as job:
         assert job.pid
         return await asyncio.to_thread(cpu_percent, job.pid)
+
+
+async def gone_after_launcher() -> float:
+    """Seconds from a SIGKILL of the launcher until none of its ranks is left."""
+    async with idle_job() as job:
+        assert job.pid
+        family = psutil.Process(job.pid).children(recursive=True)
+        began = time.perf_counter()
+        os.kill(job.pid, signal.SIGKILL)
+        await asyncio.to_thread(psutil.wait_procs, family, GONE_S)
+        return time.perf_counter() - began
 
 
 def plain_idle() -> float:
@@ -112,6 +139,10 @@ async def main() -> None:
     theirs, mine = statistics.median(plain), statistics.median(ours)
     print(f"median: mlx.launch {theirs:.1f} tok/s, ours {mine:.1f} tok/s: {mine / theirs:.1f}x")
     print(f"idle: mlx.launch {plain_idle():.0f} % of a core, ours {await our_idle():.1f} %")
+    left = await gone_after_launcher()
+    print(f"SIGKILL of the launcher: nothing is left after {left:.1f} s (bar: {GONE_BAR_S:.0f} s)")
+    if left >= GONE_BAR_S:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

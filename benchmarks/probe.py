@@ -16,11 +16,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from jaccl_kernel.cluster.probe import probe
-from jaccl_kernel.cluster.shell import Completed
-from jaccl_kernel.cluster.wiring import wire
+from jaccl_kernel.nodes.node import Completed
 from jaccl_kernel.rehearsal import homes
 from jaccl_kernel.rehearsal.node import SimulatedNode
+from jaccl_kernel.topology.probe import probe
+from jaccl_kernel.topology.wiring import build_wiring
 
 BAR = 1.5
 
@@ -43,7 +43,7 @@ async def seconds(nodes: Sequence[FarNode]) -> float:
     took = time.perf_counter() - began
     if failed := [mac.name for mac in facts if mac.error or mac.devices is None]:
         raise SystemExit(f"no facts of {', '.join(failed)}")
-    if len(nodes) > 1 and wire(facts).topology != "mesh":
+    if len(nodes) > 1 and build_wiring(facts).topology != "mesh":
         raise SystemExit("the scan does not show the mesh that is described")
     return took
 

@@ -20,11 +20,11 @@ from pathlib import Path
 import ipyparallel
 import psutil
 
-from jaccl_kernel.jobs.run import ignore
+from jaccl_kernel.core.events import Event, Stage
+from jaccl_kernel.launch.run import ignore
 from jaccl_kernel.models.demo import ensure_demo
 from jaccl_kernel.notebook.resident import Ranks
 from jaccl_kernel.rehearsal.homes import make_hostfile
-from jaccl_kernel.wire import Event
 
 KERNEL = (
     "import sys, time\n"
@@ -74,7 +74,7 @@ def second_bench_s(ranks: Ranks) -> float:
     begun: dict[int, float] = {}
 
     def heard(event: Event) -> None:
-        if event.kind == "stage" and event.data["name"] == "warm-up":
+        if isinstance(event.body, Stage) and event.body.name == "warm-up":
             begun.setdefault(event.rank, time.perf_counter())
 
     ranks.on_event = heard
@@ -95,7 +95,7 @@ def told_after(victim: str) -> float:
     if victim == "rank 1":
         pid = ranks.pids[1]
     else:
-        pid = next(one.pid for one in started if "jaccl_kernel.jobs.controller" in one.cmdline())
+        pid = next(one.pid for one in started if "jaccl_kernel.launch.controller" in one.cmdline())
     assert pid
     began = time.perf_counter()
     os.kill(pid, signal.SIGKILL)

@@ -4,9 +4,10 @@
 
 Measured for each: tokens a second over all clients (streaming, greedy), time to first token alone and while
 a stream runs, the time between tokens, and the CPU that it uses idle (all its processes, per cent of a core
-over 10 s). The peers are `mlx.launch -n 2 -m mlx_lm.server` as a person would type it, and the same server
-with its ranks spawned directly and one math thread each. The bare loop is `ranks bench` on as many ranks.
-Ends with a line for each bar, PASS or FAIL, and exits 1 if one failed.
+over 10 s); for ours also how long something is left of it after a SIGKILL. The peers are
+`mlx.launch -n 2 -m mlx_lm.server` as a person would type it, and the same server with its ranks spawned
+directly and one math thread each. The bare loop is `ranks bench` on as many ranks. Ends with a line for each
+bar, PASS or FAIL, and exits 1 if one failed.
 """
 
 import argparse
@@ -25,16 +26,18 @@ from pathlib import Path
 import httpx
 import psutil
 
-from jaccl_kernel.jobs import ports
+from jaccl_kernel.core.options import BenchOptions
+from jaccl_kernel.launch import ports
 from jaccl_kernel.models.demo import ensure_demo
 from jaccl_kernel.notebook.loadtest import Timed, stream_one
 from jaccl_kernel.rehearsal.homes import make_hostfile
-from jaccl_kernel.steps.bench import BenchOptions, bench
+from jaccl_kernel.steps.bench import bench
 
 LAUNCH = str(Path(sys.executable).with_name("mlx.launch"))
 SUBJECTS = ("cables", "rivers", "clocks", "bridges", "engines", "gardens", "letters", "winters", "islands")
 IDLE_S = 10.0
 START_S = 180.0
+GONE_S = 30.0  # how long what should be gone is waited for
 
 
 def prompt(number: int) -> str:
@@ -94,6 +97,15 @@ def idle(process: "subprocess.Popen[bytes]") -> float:
     before = sum(sum(one.cpu_times()[:2]) for one in family)
     time.sleep(IDLE_S)
     return (sum(sum(one.cpu_times()[:2]) for one in family) - before) / IDLE_S * 100
+
+
+def gone_after(process: "subprocess.Popen[bytes]") -> float:
+    """Seconds from a SIGKILL of a process until none of its children is left."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    began = time.perf_counter()
+    process.kill()
+    psutil.wait_procs(family, timeout=GONE_S)
+    return time.perf_counter() - began
 
 
 @contextlib.contextmanager
@@ -188,6 +200,8 @@ def run_all(
             with started(processes, url):
                 results[peer] = {"idle CPU %": sum(idle(one) for one in processes)}
                 results[peer] |= asyncio.run(measure(url, tokens, clients, samples))
+                if peer == "ours":
+                    results[peer]["left after SIGKILL, s"] = gone_after(processes[0])
             print(
                 f"{peer}: {json.dumps({key: round(value, 1) for key, value in results[peer].items()})}",
                 flush=True,
@@ -197,7 +211,7 @@ def run_all(
 
 async def bare(model: Path, tokens: int) -> float:
     """Tokens a second of the bare generate loop on two ranks, prompt included as in a client's view."""
-    options = BenchOptions(model=str(model), prompt=prompt(0), max_tokens=tokens, ranks=[2], repeats=3)
+    options = BenchOptions(model=str(model), prompt=prompt(0), max_tokens=tokens, ranks=(2,), repeats=3)
     point = (await bench(make_hostfile(2), options, save=False)).points[0]
     rate, ttft = point["generation_tps"]["median"], point["ttft_s"]["median"]
     count = point["generated_tokens"]
@@ -226,6 +240,11 @@ def verdicts(results: dict[str, dict[str, float]], loop: float) -> list[tuple[bo
     if "idle CPU %" in ours:
         used = ours["idle CPU %"]
         bars.append((used < 2, f"idle CPU: {used:.1f} % of a core, the bar is 2 %"))
+    if "left after SIGKILL, s" in ours:
+        left = ours["left after SIGKILL, s"]
+        bars.append(
+            (left < 5, f"SIGKILL of `jaccl serve`: nothing is left after {left:.1f} s, the bar is 5 s")
+        )
     return bars
 
 
@@ -243,9 +262,9 @@ def main() -> None:
     results = run_all(model, options.tokens, clients, options.peers.split(","), options.samples)
     loop = asyncio.run(bare(model, options.tokens))
     names = list(results)
-    width = max(len(key) for key in results[names[0]]) + 2
+    width = max(len(key) for found in results.values() for key in found) + 2
     print(" " * width + "".join(f"{name:>14}" for name in names))
-    for key in results[names[0]]:
+    for key in max(results.values(), key=len):
         print(f"{key:<{width}}" + "".join(f"{results[name].get(key, float('nan')):>14.1f}" for name in names))
     print(f"bare generate loop, 1 client: {loop:.1f} tok/s")
     bars = verdicts(results, loop)

@@ -23,9 +23,10 @@ from pathlib import Path
 
 import psutil
 
-from jaccl_kernel.cluster.hostfile import Host, Hostfile
+from jaccl_kernel.core.options import SyncOptions
+from jaccl_kernel.hostfile.hostfile import Host, Hostfile
 from jaccl_kernel.steps.cluster import Cluster
-from jaccl_kernel.steps.sync import SyncOptions, sync
+from jaccl_kernel.steps.sync.sync import sync
 from tests.sshd import Macs, start_macs
 from tests.steps.shards import make_shards
 
@@ -74,7 +75,7 @@ def seed(model: Path) -> None:
 async def ours(model: str) -> None:
     """Copy as we do."""
     cluster = Cluster.of(Hostfile(tuple(Host(name) for name in NAMES), "jaccl"))
-    report = await sync(cluster, SyncOptions(model), save=False)
+    report = await sync(cluster, SyncOptions(model=model), save=False)
     if not report.ok:
         sys.exit(f"the sync failed: {report.nodes}")
 

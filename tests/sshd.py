@@ -10,7 +10,6 @@ import getpass
 import os
 import secrets
 import shlex
-import shutil
 import socket
 import subprocess
 import sys
@@ -22,7 +21,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-_DEADLINE = 10.0
+from tests.needs import find
+
+_DEADLINE = 60.0
 _MARK = "JACCL_TEST_SSHD"
 _SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 
@@ -123,7 +124,7 @@ def silent_server() -> socket.socket:
 def start_macs(
     root: Path, names: Sequence[str] = ("mac1", "mac2"), *, shell: str = "/bin/sh", path: str = _SYSTEM_PATH
 ) -> Iterator[Macs]:
-    """Start one sshd for each name, under `root`; skip the test, with the reason, where there is no sshd.
+    """Start one sshd for each name, under `root`; the test is marked `sshd`, and so skipped without one.
 
     Args:
         root: a folder to be made, or an empty one, without white space in its path.
@@ -131,10 +132,9 @@ def start_macs(
         shell: their login shell.
         path: their PATH, behind `bin` of each one's home.
     """
-    sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
-    ssh = shutil.which("ssh")
-    if not sshd or not ssh or not shutil.which("ssh-keygen"):
-        pytest.skip("OpenSSH's server and client are not installed (Debian: openssh-server)")
+    sshd, ssh = find("sshd"), find("ssh")
+    assert sshd, "a test that starts sshd must be marked sshd"
+    assert ssh
     if os.geteuid() == 0 and sys.platform == "linux":
         # sshd as root wants its privilege separation folder, which Debian makes in a start script
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)

@@ -57,7 +57,7 @@ def make_tiny_model(folder: Path, **changes: object) -> Path:
     config = CONFIG | changes
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(
-        [sys.executable, "-c", _MAKE, json.dumps(config), str(folder)], check=True, env=env, timeout=60
+        [sys.executable, "-c", _MAKE, json.dumps(config), str(folder)], check=True, env=env, timeout=300
     )
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     _write_tokenizer(folder)

@@ -1,1 +1,1 @@
-"""What a model is, how it splits over ranks, where it lies, and the small one that we bring along."""
+"""Models: facts and sizes, splits over ranks, local paths, and the demo model."""

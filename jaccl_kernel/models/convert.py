@@ -1,9 +1,8 @@
-"""A llama GGUF becomes a model folder as mlx-lm loads it, with its heads padded so that it splits over ranks.
+"""Converts a llama GGUF to a model folder for mlx-lm, with padded heads so that it splits over ranks.
 
-A child process of its own (`python -m jaccl_kernel.models.convert GGUF FOLDER`), since it is the one file
-of this room that imports mlx. It knows GGUF's names and llama.cpp's layout; where the file comes from and
-where the folder ends up is `demo.py`'s business. Quantized weights are never unpacked: rows and groups are
-moved as they are.
+Runs as a child process (`python -m jaccl_kernel.models.convert GGUF FOLDER`), since it is the only file in
+this room that imports mlx. Covers GGUF's names and llama.cpp's layout; `demo.py` provides the file and the
+folder. Quantized weights are never unpacked: rows and groups are moved unchanged.
 """
 
 import argparse
@@ -17,14 +16,15 @@ from typing import Any, cast
 
 import mlx.core as mx
 
-from jaccl_kernel.errors import ModelError
+from jaccl_kernel.core.errors import ModelError
 from jaccl_kernel.models.vocabulary import Vocabulary, write_tokenizer
 
 GROUP_SIZE = 32  # weights that share a scale and a bias: the block size of GGUF's Q4_1 and Q8_0
 WORD_BITS = 32  # MLX packs quantized weights into 32-bit words
 SPLITS = 4  # the padded head counts are multiples of this, so that 1, 2 and 4 ranks get whole heads
-# Of scales, biases and norms, and so of all that is computed. GGUF has float16, which a CPU emulates: on one
-# x86 core the demo model made 7 tok/s in float32, 1 in bfloat16, 0.2 in float16. float32 also loses no bit.
+# Type of scales, biases and norms, and so of all computations. GGUF has float16, which a CPU emulates: on one
+# x86 core, the demo model generates 7 tok/s in float32, 1 in bfloat16, 0.2 in float16. float32 is also
+# lossless.
 DTYPE = mx.float32
 
 # GGUF's names for llama's layers, and mlx-lm's (llama.cpp: gguf-py/gguf/tensor_mapping.py)
@@ -51,7 +51,7 @@ Arrays = dict[str, mx.array]
 
 @dataclass(frozen=True)
 class Llama:
-    """The sizes and constants of a llama, as its GGUF states them."""
+    """The sizes and constants of a llama in its GGUF metadata."""
 
     layers: int
     hidden: int
@@ -66,16 +66,16 @@ class Llama:
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, Any]) -> "Llama":
-        """Read `llama.*`; raises ModelError for another architecture or a missing value."""
+        """Read `llama.*`; raise ModelError for another architecture or a missing value."""
 
         def value(key: str) -> Any:
             try:
                 return metadata[f"llama.{key}"].item()
             except KeyError:
-                raise ModelError(f"the GGUF does not state llama.{key}") from None
+                raise ModelError(f"llama.{key} is missing in the GGUF file") from None
 
         if (architecture := metadata.get("general.architecture")) != "llama":
-            raise ModelError(f"the GGUF holds a {architecture!r} model; only 'llama' can be converted here")
+            raise ModelError(f"unsupported GGUF architecture {architecture!r}; only 'llama' is supported")
         heads = int(value("attention.head_count"))
         return cls(
             layers=int(value("block_count")),
@@ -86,12 +86,14 @@ class Llama:
             head_dim=int(value("embedding_length")) // heads,
             vocab=int(value("vocab_size")),
             context=int(value("context_length")),
-            norm_eps=round(float(value("attention.layer_norm_rms_epsilon")), 12),  # float32's 1e-5 has a tail
+            norm_eps=round(
+                float(value("attention.layer_norm_rms_epsilon")), 12
+            ),  # 1e-5 is inexact in float32
             rope_theta=float(value("rope.freq_base")),
         )
 
     def padded(self) -> "Llama":
-        """The same model with heads of zeros added: as many query heads per key-value head as before."""
+        """The model with added heads of zeros and the same number of query heads per key-value head."""
         kv_heads = -(-self.kv_heads // SPLITS) * SPLITS
         return replace(self, heads=kv_heads * (self.heads // self.kv_heads), kv_heads=kv_heads)
 
@@ -135,20 +137,20 @@ def renamed(arrays: Arrays) -> Arrays:
         else:
             target = _TOP.get(module)
         if target is None:
-            raise ModelError(f"the GGUF holds a tensor {name!r}, which a plain llama does not have")
+            raise ModelError(f"unexpected tensor {name!r} in the GGUF file")
         result[f"{target}.{kind}"] = value
     return dict(sorted(result.items()))
 
 
 def _of_module(weights: Arrays, module: str, change: Callable[[mx.array], mx.array]) -> Arrays:
-    """The weights, with `change` applied to weight, scales and biases of the modules called `module`."""
+    """The weights, with `change` applied to weight, scales and biases of every module named `module`."""
     return {
         name: change(value) if name.split(".")[-2] == module else value for name, value in weights.items()
     }
 
 
 def pair_rotary_halves(weights: Arrays, model: Llama) -> Arrays:
-    """Put the rows of queries and keys back into halves.
+    """Reorder the rows of queries and keys into halves.
 
     llama.cpp rotates neighbouring rows (0,1), (2,3) …, mlx-lm (as the original weights) the halves (0,d/2),
     (1,d/2+1) …. Scales and biases belong to rows, so they move alike.
@@ -168,8 +170,8 @@ def pair_rotary_halves(weights: Arrays, model: Llama) -> Arrays:
 def pad_heads(weights: Arrays, model: Llama, padded: Llama) -> Arrays:
     """Add rows of zeros to queries, keys and values, and columns of zeros to the output projection.
 
-    A zero group has scale 0 and bias 0, so it stands for zeros whatever its bits. New query heads come
-    after the old ones and belong to new key-value heads, so no old head changes its partner.
+    A group with scale 0 and bias 0 is zero whatever its bits. New query heads come after the old ones and
+    belong to new key-value heads, so the pairs of old heads do not change.
     """
 
     def more_rows(heads: int) -> Callable[[mx.array], mx.array]:
@@ -186,7 +188,7 @@ def pad_heads(weights: Arrays, model: Llama, padded: Llama) -> Arrays:
 
 
 def quantization(weights: Arrays) -> dict[str, Any]:
-    """mlx-lm's `quantization` entry: what most modules have, then each module that differs, by name.
+    """mlx-lm's `quantization` entry: the common values, then each module that differs, by name.
 
     Bits follow from the shapes: a row of n groups holds 32 n weights in `columns` words of 32 bits.
     """
@@ -198,14 +200,14 @@ def quantization(weights: Arrays) -> dict[str, Any]:
         if name.endswith(".scales")
     }
     if not bits:
-        raise ModelError("the GGUF is not quantized in blocks of 32 (Q4_0, Q4_1 or Q8_0)")
+        raise ModelError("the GGUF file is not quantized in blocks of 32 (Q4_0, Q4_1 or Q8_0)")
     common = max(set(bits.values()), key=list(bits.values()).count)
     odd = {module: {"group_size": GROUP_SIZE, "bits": own} for module, own in bits.items() if own != common}
     return {"group_size": GROUP_SIZE, "bits": common, "mode": "affine", **odd}
 
 
 def write_weights(folder: Path, weights: Arrays) -> None:
-    """`model.safetensors`, and the index that a pipeline over ranks asks for even when there is one file."""
+    """Write `model.safetensors`, and the index that a pipeline needs even for a single file."""
     file = folder / "model.safetensors"
     mx.save_safetensors(str(file), weights, metadata={"format": "mlx"})
     index = {
@@ -216,7 +218,7 @@ def write_weights(folder: Path, weights: Arrays) -> None:
 
 
 def write_config(folder: Path, model: Llama, weights: Arrays, vocabulary: Vocabulary) -> None:
-    """`config.json` and `generation_config.json`."""
+    """Write `config.json` and `generation_config.json`."""
     ends = {"bos_token_id": vocabulary.bos, "eos_token_id": vocabulary.eos, "pad_token_id": vocabulary.pad}
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -249,17 +251,17 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    """The command line; 0 when all is written, 1 with the reason on stderr."""
+    """Run the command line; return 0, or 1 with the reason on stderr."""
     parser = argparse.ArgumentParser(prog="python -m jaccl_kernel.models.convert", description=__doc__)
     parser.add_argument("gguf", type=Path, help="the file to convert")
-    parser.add_argument("folder", type=Path, help="where to write the model; made if missing")
-    parser.add_argument("--no-pad", action="store_true", help="keep the heads as they are")
+    parser.add_argument("folder", type=Path, help="folder for the model; created if missing")
+    parser.add_argument("--no-pad", action="store_true", help="do not pad the heads")
     arguments = parser.parse_args()
     try:
         arguments.folder.mkdir(parents=True, exist_ok=True)
         convert(arguments.gguf, arguments.folder, pad=not arguments.no_pad)
-    except (ModelError, OSError, RuntimeError, ValueError) as error:  # the last two are mx.load's
-        print(error, file=sys.stderr)  # noqa: T201 - a command line's answer
+    except (ModelError, OSError, RuntimeError, ValueError) as error:  # mx.load raises the last two
+        print(error, file=sys.stderr)  # noqa: T201 - output of a command line
         return 1
     return 0
 

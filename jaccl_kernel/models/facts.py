@@ -1,4 +1,4 @@
-"""What is known of a model. Data only: `inspect.py` reads, `sharding.py` judges, `describe.py` shows it."""
+"""A model's facts as data: `inspect.py` reads them, `sharding.py` checks splits, `describe.py` formats."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from jaccl_kernel.models import sharding
-from jaccl_kernel.models.architecture import Architecture
+from jaccl_kernel.models.loading import Loaded
 from jaccl_kernel.models.sharding import Split
-from jaccl_kernel.models.weights import Tensor
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """How most of the weights are packed; single modules may differ."""
+    """The quantization of most weights; individual modules may differ."""
 
     bits: int
     group_size: int
@@ -22,32 +21,34 @@ class Quantization:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """One model folder.
+    """The facts of one model folder.
 
     Attributes:
         path: the folder.
-        architecture: mlx-lm's module for it, as "llama".
-        parameters: of the language model, packed ones unpacked.
-        bytes: of all weights in the files; what the ranks hold is less where there is more than a language
-            model.
-        quantization: None for weights as trained.
-        layers, heads, kv_heads, head_dim, hidden, intermediate, vocab: sizes as in the config.
+        architecture: mlx-lm's module name, such as "llama".
+        problem: why mlx-lm cannot load the model, or "".
+        fix: what to do about it, or "".
+        parameters: number of parameters of the model that mlx-lm loads; packed ones count as unpacked.
+        bytes: size of all weights in the files; mlx-lm drops some of them, unpacks others, and adds biases.
+        quantization: None for unquantized weights.
+        layers, heads, kv_heads, head_dim, hidden, intermediate, vocab: sizes from the config.
         experts, experts_per_token, moe_intermediate: 0 for a dense model.
-        dtype: of what is not packed, as "bfloat16".
-        tied: the output head is the embedding table.
-        context: the most tokens of a sequence, 0 if not told.
+        dtype: type of the unpacked tensors, such as "bfloat16".
+        tied: whether the output head is the embedding table.
+        context: maximum sequence length in tokens, 0 if unknown.
         shards: names of the weight files.
-        digest: sha256 over config.json, the tensors' names, types and shapes, and the file sizes. It tells
-            models and conversions apart, and a copy that is not whole; not two trainings of one
-            architecture to the same sizes.
-        support: what mlx-lm can do with the architecture.
-        tensors: those that the ranks load (no vision tower, no layers past the last).
-        indexed: there is an index of the files.
+        digest: SHA-256 of config.json, the tensors' names, types and shapes, and the file sizes. It
+            distinguishes models, conversions and incomplete copies, but not two trainings of the same
+            architecture.
+        indexed: whether there is an index of the files.
+        loaded: the model as mlx-lm loads it.
         config: config.json.
     """
 
     path: Path
     architecture: str
+    problem: str
+    fix: str
     parameters: int
     bytes: int
     quantization: Quantization | None
@@ -67,32 +68,20 @@ class ModelFacts:
     shards: tuple[str, ...]
     digest: str
     indexed: bool
-    support: Architecture = field(repr=False)
-    tensors: tuple[Tensor, ...] = field(repr=False)
+    loaded: Loaded = field(repr=False, compare=False)
     config: Mapping[str, Any] = field(repr=False, compare=False)
 
     def tensor_parallel(self, ranks: int) -> Split:
-        """Whether each layer can be cut over `ranks` ranks, and if not why (see `sharding.py`)."""
+        """Whether each layer splits over `ranks` ranks, and if not why (see `sharding.py`)."""
         return sharding.tensor_parallel(self, ranks)
 
     def pipeline(self, ranks: int) -> Split:
-        """Whether the layers can be dealt out over `ranks` ranks, and if not why (see `sharding.py`)."""
+        """Whether the layers can be distributed over `ranks` ranks, and if not why (see `sharding.py`)."""
         return sharding.pipeline(self, ranks)
-
-    def setting(self, key: str) -> Any:
-        """A value of the language model's config, nested names joined by dots; None if absent."""
-        return setting(self.config, key)
-
-    def group_size(self, module: str) -> int:
-        """The quantization group of one module, which may differ from the model's."""
-        own = quantization_entry(self.config).get(module)
-        if isinstance(own, Mapping) and isinstance(own.get("group_size"), int):
-            return int(own["group_size"])
-        return self.quantization.group_size if self.quantization else 1
 
 
 def setting(config: Mapping[str, Any], key: str) -> Any:
-    """A value of a config by its dotted name, from the language model's part of it first; None if absent."""
+    """A value of a config by its dotted name, first from the language model's part; None if absent."""
     text = config.get("text_config")
     for part in (text, config):
         value: Any = part
@@ -104,7 +93,7 @@ def setting(config: Mapping[str, Any], key: str) -> Any:
 
 
 def quantization_entry(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The config's part on quantization, mlx-lm's own or the one that a checkpoint was published with."""
+    """The quantization part of the config, in mlx-lm's format or that of the published checkpoint."""
     for key in ("quantization", "quantization_config"):
         if isinstance(entry := setting(config, key), Mapping):
             return entry

@@ -1,7 +1,7 @@
-"""The tokenizer inside a GGUF, written out as transformers loads it: byte-level BPE, digits one by one.
+"""Converts the tokenizer in a GGUF to files for transformers: byte-level BPE with single digits.
 
-Built from the metadata alone (transformers' own reader of GGUF wants torch). No mlx, but the `tokenizers`
-library: a child process's matter, like `convert.py`, which it serves.
+Uses only the metadata (transformers' GGUF reader needs torch). Imports the `tokenizers` library, so only the
+child process of `convert.py` uses this module.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from jaccl_kernel.errors import ModelError
+from jaccl_kernel.core.errors import ModelError
 
 CONTROL = 3  # GGUF's token type of special tokens such as <|im_end|> (llama.cpp: enum llama_token_type)
 # Pre-tokenizers (`tokenizer.ggml.pre`) that split digits one by one, then words as GPT-2 does (llama.cpp:
@@ -21,11 +21,11 @@ KNOWN_SPLITS = ("smollm",)
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A byte-level BPE vocabulary and what stands around it."""
+    """A byte-level BPE vocabulary with its special tokens and chat template."""
 
     tokens: tuple[str, ...]  # by id, bytes written as GPT-2's printable characters
-    merges: tuple[tuple[str, str], ...]  # first is most eager
-    special: tuple[int, ...]  # ids that never come out of plain text
+    merges: tuple[tuple[str, str], ...]  # by priority
+    special: tuple[int, ...]  # ids that plain text never produces
     bos: int
     eos: int
     pad: int
@@ -34,18 +34,18 @@ class Vocabulary:
 
     @classmethod
     def from_gguf(cls, metadata: dict[str, Any]) -> "Vocabulary":
-        """Read `tokenizer.*`, as plain Python values; ModelError for another kind or a missing value."""
+        """Read `tokenizer.*` (plain Python values); raise ModelError for another kind or a missing value."""
 
         def value(key: str) -> Any:
             try:
                 return metadata[f"tokenizer.ggml.{key}"]
             except KeyError:
-                raise ModelError(f"the GGUF does not state tokenizer.ggml.{key}") from None
+                raise ModelError(f"tokenizer.ggml.{key} is missing in the GGUF file") from None
 
         if (kind := value("model")) != "gpt2" or value("pre") not in KNOWN_SPLITS:
             raise ModelError(
-                f"the GGUF's tokenizer is {kind!r} with the split {value('pre')!r}; only 'gpt2' with "
-                f"{' or '.join(map(repr, KNOWN_SPLITS))} can be converted here"
+                f"unsupported GGUF tokenizer {kind!r} with the split {value('pre')!r}; only 'gpt2' with "
+                f"{' or '.join(map(repr, KNOWN_SPLITS))} is supported"
             )
         return cls(
             tokens=tuple(value("tokens")),
@@ -65,7 +65,7 @@ def _pair(merge: str) -> tuple[str, str]:
 
 
 def build(vocabulary: Vocabulary) -> Tokenizer:
-    """The tokenizer. Bytes that the vocabulary lacks vanish, as with SmolLM2's own (some control bytes)."""
+    """Build the tokenizer. Like SmolLM2's own, it drops bytes that the vocabulary lacks (control bytes)."""
     tokenizer = Tokenizer(
         models.BPE(
             vocab={token: number for number, token in enumerate(vocabulary.tokens)},
@@ -89,8 +89,7 @@ def write_tokenizer(folder: Path, vocabulary: Vocabulary, *, context: int) -> No
     """Write `tokenizer.json` and `tokenizer_config.json` (with the chat template)."""
     build(vocabulary).save(str(folder / "tokenizer.json"))
     config = {
-        # The plain class: transformers' GPT2Tokenizer would build a split of its own, with digits kept
-        # together.
+        # the plain class, since transformers' GPT2Tokenizer has its own split, which keeps digits together
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": vocabulary.tokens[vocabulary.bos],
         "eos_token": vocabulary.tokens[vocabulary.eos],

@@ -1,31 +1,36 @@
-"""The weight files of a model folder, by their headers: names, shapes, types, sizes. The data is never read.
+"""Reads the headers of a model's weight files: names, shapes, types and sizes, never the data.
 
-Knows the safetensors format (8 bytes of header length, a JSON header, then the data) and which files mlx-lm
-loads; what the tensors mean is `inspect.py`'s business. Every way in which a folder is not whole is an
-error that names the file.
+Covers the safetensors format (8 bytes of header length, a JSON header, then the data) and the choice of files
+that mlx-lm loads; `inspect.py` interprets the tensors. Every missing or damaged file is an error with its
+name.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
 from math import prod
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from jaccl_kernel.errors import ModelError
+from pydantic_core import from_json
+
+from jaccl_kernel.core.errors import ModelError
 
 INDEX = "model.safetensors.index.json"
-MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library itself
+MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 MAX_JSON = 64 * 2**20  # bytes of config.json or of the index: a trillion-parameter index has about 10 MB
 _LENGTH_BYTES = 8
-_LFS_POINTER = b"version "  # how the text begins that `git clone` leaves without Git LFS
+_LFS_POINTER = b"version "  # the start of a pointer file that `git clone` writes without Git LFS
 _GET_ONE = (
-    "mlx-lm reads safetensors only: get the model in that form, or make it with "
+    "mlx-lm reads only safetensors: download the model in that format, or convert it with "
     "`mlx_lm.convert --hf-path ORG/NAME -q`."
 )
-_COPY_AGAIN = "The copy or download is not whole: fetch this file again."
+_COPY_AGAIN = "The copy or download is incomplete: download this file again."
 _SERIES = re.compile(r"(.*-)(\d{5})-of-(\d{5})\.safetensors")  # model-00001-of-00003.safetensors
 
 BITS = {
@@ -37,9 +42,8 @@ BITS = {
 }
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """One tensor as its file's header tells it, `dtype` in safetensors' words (F16, U32 …)."""
+class Tensor(NamedTuple):
+    """One tensor in a file header; `dtype` is safetensors' name (F16, U32 …)."""
 
     name: str
     dtype: str
@@ -47,30 +51,20 @@ class Tensor:
     nbytes: int
 
     @property
-    def module(self) -> str:
-        """The module that it belongs to: the name without its last part."""
-        return self.name.rpartition(".")[0]
-
-    @property
-    def parameter(self) -> str:
-        """What it is to its module: weight, scales, biases, bias …"""
-        return self.name.rpartition(".")[2]
-
-    @property
     def size(self) -> int:
-        """How many elements it stores (a packed word counts as one)."""
+        """Number of stored elements (a packed word counts as one)."""
         return prod(self.shape)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """All weights of a folder.
+    """The weights of a folder.
 
     Attributes:
-        files: names of the files that mlx-lm loads, sorted.
-        tensors: by name, sorted; a name that stands in two files counts once, as when loading.
-        indexed: whether there is an index, which a pipeline over ranks needs.
-        digest: sha256 over names, types and shapes of the tensors, and over the sizes of the files.
+        files: sorted names of the files that mlx-lm loads.
+        tensors: sorted by name; a name in two files counts once, as in mlx-lm.
+        indexed: whether there is an index, which a pipeline needs.
+        digest: SHA-256 of the tensors' names, types and shapes, and of the file sizes.
     """
 
     files: tuple[str, ...]
@@ -80,122 +74,137 @@ class Weights:
 
 
 def read_weights(folder: Path) -> Weights:
-    """The weights of `folder`, checked to be whole as far as headers and sizes can tell.
+    """Read the weights of `folder` and check their completeness by headers and sizes.
 
     Raises:
-        ModelError: no weights, a missing shard, a truncated or damaged file, an index that does not fit.
+        ModelError: no weights, a missing shard, a truncated or damaged file, or an index that does not match.
     """
     files = _weight_files(folder)
     headers = {file.name: read_header(file) for file in files}
+    places = {tensor[0]: file for file, header in headers.items() for tensor in header}
     index = folder / INDEX
     if index.exists():
-        _check_index(index, headers)
-    tensors = {tensor.name: tensor for header in headers.values() for tensor in header}
-    ordered = tuple(tensors[name] for name in sorted(tensors))
-    digest = hashlib.sha256()
-    for tensor in ordered:
-        digest.update(f"{tensor.name} {tensor.dtype} {tensor.shape}\n".encode())
+        _check_index(index, headers, places)
+    found: Iterable[Tensor] = chain.from_iterable(headers.values())
+    if len(places) < sum(map(len, headers.values())):
+        found = {tensor[0]: tensor for tensor in found}.values()
+    ordered = tuple(sorted(found, key=itemgetter(0)))
+    endings: dict[tuple[str, tuple[int, ...]], str] = {}  # few kinds, however many tensors there are
+    lines = []
+    for name, dtype, shape, _ in ordered:
+        if (ending := endings.get((dtype, shape))) is None:
+            ending = endings[dtype, shape] = f" {dtype} {shape}\n"
+        lines.append(name + ending)
+    digest = hashlib.sha256("".join(lines).encode())
     for file in files:
         digest.update(f"{file.name} {file.stat().st_size}\n".encode())
     return Weights(tuple(file.name for file in files), ordered, index.exists(), digest.hexdigest())
 
 
-def scales_of(tensors: Iterable[Tensor]) -> dict[str, Tensor]:
-    """The scales of each quantized module, by its name: one per row and group, groups on the last axis."""
-    return {t.name.removesuffix(".scales"): t for t in tensors if t.name.endswith(".scales")}
-
-
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file of the model folder; raises ModelError with line and column."""
+    """Read a JSON object from a file of the model folder; raise ModelError with line and column."""
     try:
         if (size := file.stat().st_size) > MAX_JSON:
-            raise ModelError(f"has {size} bytes, as no such file does", where=str(file), fix=_COPY_AGAIN)
-        content = json.loads(file.read_bytes())
+            raise ModelError(f"implausible size of {size} bytes", where=str(file), fix=_COPY_AGAIN)
+        content = _parse(file.read_bytes())
     except OSError as error:
-        raise ModelError(f"cannot be read: {error.strerror}", where=str(file)) from error
+        raise ModelError(f"cannot read the file: {error.strerror}", where=str(file)) from error
     except json.JSONDecodeError as error:
-        what = f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        what = f"invalid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
         raise ModelError(what, where=str(file), fix=_COPY_AGAIN) from error
     except (UnicodeDecodeError, RecursionError) as error:
-        raise ModelError("is not JSON in UTF-8", where=str(file), fix=_COPY_AGAIN) from error
+        raise ModelError("invalid JSON or UTF-8", where=str(file), fix=_COPY_AGAIN) from error
     if not isinstance(content, dict):
-        raise ModelError("holds no JSON object", where=str(file), fix=_COPY_AGAIN)
+        raise ModelError("the content is not a JSON object", where=str(file), fix=_COPY_AGAIN)
     return content
 
 
+def _parse(text: bytes) -> Any:
+    """JSON as `json.loads` reads it, several times as fast if it is valid."""
+    try:
+        return from_json(text)
+    except ValueError:
+        return json.loads(text)
+
+
 def _weight_files(folder: Path) -> list[Path]:
-    """The files that mlx-lm loads (`model*.safetensors`), with none missing from a numbered series."""
+    """The files that mlx-lm loads (`model*.safetensors`); raises if a numbered series is incomplete."""
     files = sorted(folder.glob("model*.safetensors"))
     present = {file.name for file in files}
-    for name in sorted(present):
-        if found := _SERIES.fullmatch(name):
-            stem, total = found[1], int(found[3])
-            _refuse_missing(
-                folder, [f"{stem}{i:05}-of-{found[3]}.safetensors" for i in range(1, total + 1)], present
-            )
+    series = {(found[1], found[3]) for name in present if (found := _SERIES.fullmatch(name))}
+    for stem, total in sorted(series):
+        numbers = range(1, int(total) + 1)
+        _refuse_missing(folder, [f"{stem}{number:05}-of-{total}.safetensors" for number in numbers], present)
     if files:
         return files
     if (folder / INDEX).exists():
         _refuse_missing(folder, sorted(set(_weight_map(folder / INDEX).values())), present)
     if others := sorted(folder.glob("*.safetensors")):
-        what = f"holds {others[0].name}, but mlx-lm loads only files called model*.safetensors"
+        what = f"found {others[0].name}, but mlx-lm loads only files named model*.safetensors"
         raise ModelError(
             what, where=str(folder), fix="Rename the weights, or convert them with `mlx_lm.convert`."
         )
     refuse_other_formats(folder)
     raise ModelError(
-        "holds no weights (model*.safetensors)",
+        "no weights found (model*.safetensors)",
         where=str(folder),
-        fix="The copy or download is not whole: fetch the model again.",
+        fix="The copy or download is incomplete: download the model again.",
     )
 
 
 def refuse_other_formats(folder: Path) -> None:
-    """Raise ModelError if what the folder holds is a model in a form that mlx-lm does not read."""
-    for patterns, form in (
+    """Raise ModelError if the folder has a model in a format that mlx-lm does not read."""
+    for patterns, file_format in (
         (("*.gguf",), "GGUF"),
         (("*.bin", "*.pth", "*.pt"), "PyTorch"),
         (("*.npz",), "npz"),
     ):
         if found := next((file for pattern in patterns for file in sorted(folder.glob(pattern))), None):
-            raise ModelError(f"holds {form} weights only ({found.name})", where=str(folder), fix=_GET_ONE)
+            what = f"found only {file_format} weights ({found.name})"
+            raise ModelError(what, where=str(folder), fix=_GET_ONE)
 
 
 def _refuse_missing(folder: Path, wanted: list[str], present: set[str]) -> None:
     missing = [name for name in wanted if name not in present]
     if missing:
         some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        what = f"lacks {len(missing)} of its {len(wanted)} weight files: {some}"
-        raise ModelError(what, where=str(folder), fix="The copy or download is not whole: fetch these files.")
+        what = f"{len(missing)} of {len(wanted)} weight files are missing: {some}"
+        raise ModelError(
+            what, where=str(folder), fix="The copy or download is incomplete: download these files."
+        )
 
 
 def _weight_map(index: Path) -> dict[str, str]:
     """The index's `weight_map`: tensor name -> file name."""
     entries = read_json(index).get("weight_map")
-    if not isinstance(entries, dict) or not all(isinstance(file, str) for file in entries.values()):
-        raise ModelError("has no weight_map of tensor names to files", where=str(index), fix=_COPY_AGAIN)
+    if not isinstance(entries, dict) or set(map(type, entries.values())) - {str}:
+        raise ModelError(
+            "the weight_map (tensor names to files) is missing or invalid", where=str(index), fix=_COPY_AGAIN
+        )
     return entries
 
 
-def _check_index(index: Path, headers: dict[str, tuple[Tensor, ...]]) -> None:
+def _check_index(index: Path, headers: dict[str, tuple[Tensor, ...]], places: dict[str, str]) -> None:
     entries = _weight_map(index)
     _refuse_missing(index.parent, sorted(set(entries.values())), set(headers))
-    held = {file: {tensor.name for tensor in header} for file, header in headers.items()}
+    if entries == places:
+        return
+    present = {file: {tensor.name for tensor in header} for file, header in headers.items()}
     for tensor, file in entries.items():
-        if tensor not in held[file]:
-            what = f"does not hold {tensor}, as the index says"
+        if tensor not in present[file]:
+            what = f"{tensor} is missing, although the index lists it"
             raise ModelError(
                 what,
                 where=str(index.parent / file),
-                fix="Index and weights are of different models: fetch both again.",
+                fix="Index and weights are of different models: download both again.",
             )
 
 
 def read_header(file: Path) -> tuple[Tensor, ...]:
-    """The tensors of one safetensors file, after checking that all their data is there.
+    """Read the tensors of one safetensors file and check that the file has all their data.
 
     Raises:
-        ModelError: unreadable, not safetensors, or shorter than its header says (both sizes are told).
+        ModelError: the file is unreadable, not safetensors, or shorter than its header requires.
     """
     try:
         actual = file.stat().st_size
@@ -203,49 +212,61 @@ def read_header(file: Path) -> tuple[Tensor, ...]:
             start = stream.read(_LENGTH_BYTES)
             length = int.from_bytes(start, "little")
             if start == _LFS_POINTER:
-                what = "is a Git LFS pointer in place of the weights"
-                raise ModelError(what, where=str(file), fix="In that folder: git lfs pull")
+                what = "the file is a Git LFS pointer instead of weights"
+                raise ModelError(what, where=str(file), fix="Run `git lfs pull` in that folder.")
             if length > MAX_HEADER:
-                raise _damaged(file, f"its header would have {length} bytes")
+                raise _damaged(file, f"implausible header size of {length} bytes")
             if actual < _LENGTH_BYTES + length:
                 raise _truncated(file, _LENGTH_BYTES + length, actual)
-            header = json.loads(stream.read(length))
+            header = _parse(stream.read(length))
     except OSError as error:
-        raise ModelError(f"cannot be read: {error.strerror}", where=str(file)) from error
+        raise ModelError(f"cannot read the file: {error.strerror}", where=str(file)) from error
     except (ValueError, RecursionError) as error:
-        raise _damaged(file, "its header is not JSON") from error
+        raise _damaged(file, "the header is not JSON") from error
     if not isinstance(header, dict):
-        raise _damaged(file, "its header is not a JSON object")
+        raise _damaged(file, "the header is not a JSON object")
     header.pop("__metadata__", None)
-    tensors, end = [], 0
-    for name, entry in header.items():
-        tensor, last = _tensor(file, name, entry)
-        tensors.append(tensor)
-        end = max(end, last)
+    tensors = tuple(_tensors(file, header))
+    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if actual < (expected := _LENGTH_BYTES + length + end):
         raise _truncated(file, expected, actual)
-    return tuple(tensors)
+    return tensors
 
 
-def _tensor(file: Path, name: str, entry: Any) -> tuple[Tensor, int]:
-    """One header entry, and where its data ends (bytes after the header)."""
-    match entry:
-        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(start), int(end)]} if all(
-            isinstance(size, int) and size >= 0 for size in shape
-        ):
-            bits = BITS.get(dtype)
-            if start < 0 or end < start or (bits and prod(shape) * bits != (end - start) * 8):
-                raise _damaged(
-                    file, f"{name} of type {dtype} and shape {shape} cannot have {end - start} bytes"
-                )
-            return Tensor(name, dtype, tuple(shape), end - start), end
-    raise _damaged(file, f"its header entry {name!r} makes no sense")
+def _tensors(file: Path, header: dict[str, Any]) -> Iterator[Tensor]:
+    """The tensors of a header, of which there may be hundreds of thousands in a model."""
+    for name, entry in header.items():
+        try:
+            dtype, shape = entry["dtype"], tuple(entry["shape"])
+            start, end = entry["data_offsets"]
+            bits = _bits(dtype, shape)
+            valid = type(start) is type(end) is int and 0 <= start <= end
+        except (TypeError, ValueError, KeyError):
+            valid, bits = False, None
+        if not valid:
+            raise _damaged(file, f"invalid header entry {name!r}")
+        if bits is not None and bits != (end - start) * 8:
+            size = end - start
+            raise _damaged(file, f"{name} of type {dtype} and shape {list(shape)} cannot have {size} bytes")
+        yield Tensor(name, dtype, shape, end - start)
+
+
+@lru_cache(maxsize=10_000)
+def _bits(dtype: str, shape: tuple[int, ...]) -> int | None:
+    """The bits of a tensor; None for an unknown type.
+
+    Raises:
+        ValueError: this is no type, or no shape.
+    """
+    if not isinstance(dtype, str) or not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(dtype, shape)
+    return prod(shape) * BITS[dtype] if dtype in BITS else None
 
 
 def _truncated(file: Path, expected: int, actual: int) -> ModelError:
-    what = f"is truncated: its header asks for {expected} bytes, the file has {actual}"
+    what = f"truncated file: the header requires {expected} bytes, the file has {actual}"
     return ModelError(what, where=str(file), fix=_COPY_AGAIN)
 
 
 def _damaged(file: Path, how: str) -> ModelError:
-    return ModelError(f"is no safetensors file, or damaged: {how}", where=str(file), fix=_COPY_AGAIN)
+    return ModelError(f"not a safetensors file, or damaged: {how}", where=str(file), fix=_COPY_AGAIN)

@@ -1,5 +1,5 @@
-"""The notebooks' side: panels (one per step), the views that they are made of, and what they remember.
+"""Notebooks: panels (one per step), their views, the session, and resident ranks from the kernel's side.
 
-Panels show what a step tells and returns; they decide nothing. The work itself runs off the main thread, so
-that the kernel stays answerable. Nothing is imported here, to keep `jaccl` quick: import from the modules.
+Panels show the events and the report of a step; steps do the work, off the main thread, so that the kernel
+stays responsive. This module imports nothing, to keep `jaccl` fast.
 """

@@ -1,7 +1,7 @@
-"""Engines of ipyparallel, one a rank: started as a job of ours, watched, and ended together.
+"""ipyparallel engines, one per rank: started as a `Job`, watched, and ended together.
 
-Their life runs on a thread of its own, and its end is theirs. Whoever waits for a result hears of a death at
-once, by name, not when ipyparallel's heartbeat would notice. Knows no models.
+A thread runs the job; when it ends, the engines end. A pending result fails at once with the name of a dead
+rank, before ipyparallel's heartbeat notices. Contains no models.
 """
 
 import asyncio
@@ -13,21 +13,22 @@ from typing import Any, TypeVar
 
 import ipyparallel
 
-from jaccl_kernel.errors import JacclError, JobError, RankDied, Stopped
-from jaccl_kernel.jobs import lock
-from jaccl_kernel.jobs.controller import Controller
-from jaccl_kernel.jobs.job import Job
-from jaccl_kernel.jobs.run import Conversation, Deadlines, OnEvent, tell_job, with_port
-from jaccl_kernel.jobs.spec import JobSpec
+from jaccl_kernel.core.errors import JacclError, JobError, RankDied, Stopped
+from jaccl_kernel.core.events import Event, Exited, RankError, Ready, Stage
+from jaccl_kernel.core.messages import Connect, Message, Payload
+from jaccl_kernel.launch import lock
+from jaccl_kernel.launch.controller import Controller
+from jaccl_kernel.launch.job import Job
+from jaccl_kernel.launch.run import Deadlines, JobProtocol, OnEvent, report_job, with_free_ports
+from jaccl_kernel.launch.spec import JobSpec
 from jaccl_kernel.notebook.work import Work
-from jaccl_kernel.wire import Event
 
 TICK_S = 0.02
-LAST_WORDS_S = 0.3  # after a rank's end, how long others may take to end too: then the first is named
+FAILURE_WAIT_S = 0.3  # after one rank has failed, how long to collect the errors of the others
 CLOSE_S = 20.0
-REGISTER_S = 30.0
-AGAIN_EVERY_S = 1.0  # for a rank that was asked and has not answered, while it connects
-RESTART = "Start new ones: Ranks.start()."
+REGISTER_S = 60.0
+RETRY_S = 1.0  # until a connecting rank gets another request; doubled each time, for a busy machine
+RESTART = "Start new ranks: Ranks.start()."
 
 T = TypeVar("T")
 
@@ -37,13 +38,13 @@ class Engines:
 
     Args:
         spec: the job.
-        on_event: hears every event of its ranks, on a thread of its own.
+        on_event: called with every event of the ranks, on the engines' thread.
 
     Attributes:
-        client: the ipyparallel.Client, once they are up.
-        error: why they are gone, if they did not end by `close`.
-        stages: what each rank said last of itself.
-        facts: what each rank's machine is.
+        client: the ipyparallel.Client, once the engines run.
+        error: why the engines ended, unless by `close`.
+        stages: the last stage of each rank.
+        facts: the machine and versions of each rank.
         command: the plain mlx.launch command of the job.
     """
 
@@ -53,7 +54,7 @@ class Engines:
         self.client: Any = None
         self.error: JacclError | None = None
         self.stages: dict[int, str] = {}
-        self.facts: list[dict[str, Any]] = []
+        self.facts: list[Ready] = []
         self.command = ""
         self._on_event = on_event
         self._up: Future[str] = Future()
@@ -62,20 +63,20 @@ class Engines:
         self._work = Work("resident ranks", on_end=self._ended)
 
     def start(self, deadlines: Deadlines, stop_when: threading.Event) -> None:
-        """Start them; returns when all are joined and proven, and each has answered.
+        """Start the engines; returns when all have joined and proved the group, and have answered.
 
         Args:
-            deadlines: of the join.
-            stop_when: ends the start when it is set (Stopped).
+            deadlines: of the job.
+            stop_when: stops the start when it is set (Stopped).
 
         Raises:
-            Busy: another job holds these hosts.
+            Busy: another job uses these hosts.
             JobError: a rank did not start, join or answer; says which and why.
         """
-        self._work.start(lambda: self._live(deadlines))
+        self._work.start(lambda: self._run_job(deadlines))
         try:
             self._until_up(stop_when)
-            self.client = ipyparallel.Client(connection_info=self._up.result(), timeout=10)
+            self.client = ipyparallel.Client(connection_info=self._up.result(), timeout=REGISTER_S)
             self._register()
         except BaseException:
             self.close()
@@ -83,12 +84,12 @@ class Engines:
 
     @property
     def alive(self) -> bool:
-        """Whether they run."""
+        """Whether all engines run."""
         return self.running and self.error is None
 
     @property
     def running(self) -> bool:
-        """Whether anything of them is still there."""
+        """Whether the job has not ended."""
         return self._work.running
 
     @property
@@ -97,24 +98,24 @@ class Engines:
         return [rank.pid for rank in self._job.ranks] if self._job else []
 
     def refuse_if_down(self) -> None:
-        """Raise why they are gone, if they are."""
+        """Raise the error that ended the engines, if they have ended."""
         if self.error:
             raise self.error
         if not self.running:
-            raise JobError("these ranks were closed", fix=RESTART)
+            raise JobError("the ranks are closed", fix=RESTART)
 
-    def send(self, kind: str, **data: Any) -> None:
-        """Send every rank a message, past whatever it computes; returns at once."""
+    def send(self, message: Message) -> None:
+        """Send every rank a message, also during a computation; returns at once."""
         if self._loop and self._job and self.running:
-            asyncio.run_coroutine_threadsafe(self._job.send(kind, **data), self._loop)
+            asyncio.run_coroutine_threadsafe(self._job.send(message), self._loop)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run something on their thread, and wait for it."""
+        """Run a coroutine on the engines' thread, and wait for it."""
         assert self._loop
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     def close(self) -> None:
-        """End all of them and the controller. Harmless when they are gone."""
+        """End the engines and the controller. Safe to call again."""
         self._work.stop()
         deadline = time.monotonic() + CLOSE_S
         while self.running and time.monotonic() < deadline:
@@ -125,7 +126,7 @@ class Engines:
     def _until_up(self, stop_when: threading.Event) -> None:
         while not self._up.done():
             if stop_when.wait(TICK_S):
-                raise Stopped("stopped while the ranks started", fix="Start them when you like.")
+                raise Stopped("stopped while the ranks started", fix="Start them again.")
 
     def _register(self) -> None:
         end = time.monotonic() + REGISTER_S
@@ -135,42 +136,44 @@ class Engines:
                 missing = sorted(set(range(self.spec.size)) - set(self.client.ids))
                 raise JobError(
                     f"rank {', '.join(map(str, missing))} did not register with the controller",
-                    fix="Check that its machine reaches this one (firewall, Local Network privacy).",
+                    fix="Check that its node can reach this machine (firewall, Local Network privacy).",
                 )
             time.sleep(TICK_S)
         for rank in range(self.spec.size):
             self._reach(rank, end)
 
     def _reach(self, rank: int, end: float) -> None:
-        """Ask a rank until it answers, its output too: what is sent while its sockets connect is dropped."""
+        """Ask a rank until its answer and output arrive: messages are lost while its sockets connect."""
+        wait = RETRY_S
         while True:
             self.refuse_if_down()
             pending = self.client[[rank]].execute("pass", silent=False)
-            if pending.wait(AGAIN_EVERY_S) and pending.wait_for_output(AGAIN_EVERY_S):
+            if pending.wait(wait) and pending.wait_for_output(wait):
                 return
+            wait *= 2
             if time.monotonic() > end:
                 raise JobError(
-                    f"rank {rank} registered with the controller, but answers nothing",
+                    f"rank {rank} registered with the controller, but does not answer",
                     where=self.names[rank],
-                    fix="Check that its machine reaches this one (firewall, Local Network privacy).",
+                    fix="Check that its node can reach this machine (firewall, Local Network privacy).",
                 )
 
-    async def _live(self, deadlines: Deadlines) -> None:
-        """Start, watch and end; told of by `_up` and `_error`."""
+    async def _run_job(self, deadlines: Deadlines) -> None:
+        """Start, watch and end the job; sets `_up` and `error`."""
         hosts = [host.ssh for host in self.spec.hostfile.hosts]
         self._loop = asyncio.get_running_loop()
         try:
             with lock.hold(hosts, "resident ranks"):
-                async with Controller(hosts) as controller, Job(with_port(self.spec)) as job:
+                async with Controller(hosts) as controller, Job(with_free_ports(self.spec)) as job:
                     self._job = job
-                    self.command = tell_job(job, self._hear)
-                    talk = Conversation(job, self._hear, deadlines, self.command)
+                    self.command = report_job(job, self._handle)
+                    protocol = JobProtocol(job, self._handle, deadlines, self.command)
                     try:
-                        await talk.start({})  # joins while the controller is still coming up
-                        await job.send("connect", connection=await controller.connection())
-                        self.facts = talk.outcome.facts
+                        await protocol.start(Payload())  # joins while the controller is still coming up
+                        await job.send(Connect(await controller.connection()))
+                        self.facts = protocol.outcome.facts
                         self._up.set_result(str(controller.client_file))
-                        await self._watch(job, talk, controller)
+                        await self._watch(job, protocol, controller)
                     except JacclError as error:
                         self._fail(error)
                         raise
@@ -179,44 +182,42 @@ class Engines:
                 self._up.set_exception(error)
             raise
 
-    async def _watch(self, job: Job, talk: Conversation, controller: Controller) -> None:
-        """Hear events until a rank or the controller is gone; never returns."""
-        gone = asyncio.create_task(controller.wait())
+    async def _watch(self, job: Job, protocol: JobProtocol, controller: Controller) -> None:
+        """Handle events until a rank or the controller ends; always raises."""
+        exited = asyncio.create_task(controller.wait())
         try:
             while True:
-                heard = asyncio.create_task(job.next_event(threading.TIMEOUT_MAX))
+                pending = asyncio.create_task(job.next_event(threading.TIMEOUT_MAX))
                 try:
-                    await asyncio.wait({heard, gone}, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait({pending, exited}, return_when=asyncio.FIRST_COMPLETED)
                 finally:
-                    if not heard.done():
-                        heard.cancel()
-                if gone.done():
-                    raise JobError(
-                        "ipyparallel's controller is gone; the ranks were ended", fix="Start again."
-                    )
-                event = heard.result()
+                    if not pending.done():
+                        pending.cancel()
+                if exited.done():
+                    raise JobError("the ipyparallel controller has exited; the ranks were ended", fix=RESTART)
+                event = pending.result()
                 if event is None:
-                    raise talk.gone()
-                if event.kind in ("error", "exit"):
-                    self._hear(event)
-                    raise await talk.failure(LAST_WORDS_S)
-                self._hear(event)
+                    raise protocol.launcher_error()
+                if isinstance(event.body, RankError | Exited):
+                    self._handle(event)
+                    raise await protocol.root_cause(FAILURE_WAIT_S)
+                self._handle(event)
         finally:
-            gone.cancel()
+            exited.cancel()
 
-    def _hear(self, event: Event) -> None:
-        if event.kind == "stage":
-            self.stages[event.rank] = f"{event.data['name']}: {event.data['text']}"
+    def _handle(self, event: Event) -> None:
+        if isinstance(event.body, Stage):
+            self.stages[event.rank] = f"{event.body.name}: {event.body.text}"
         self._on_event(event)
 
     def _fail(self, error: JacclError) -> None:
-        """Ranks are gone: whoever waits for them hears it now, by name."""
+        """Fail all pending results with this error."""
         self.error = error
         client = self.client
         if client is None or client._closed:
             return
 
-        def tell() -> None:
+        def fail_pending() -> None:
             try:
                 raise error
             except JacclError:
@@ -230,7 +231,7 @@ class Engines:
                     reply["metadata"]["engine"] = uuid
                     client._handle_apply_reply(reply)
 
-        client._io_loop.add_callback(tell)
+        client._io_loop.add_callback(fail_pending)
 
     def _ended(self, result: Any, error: BaseException | None) -> None:
         del result

@@ -1,8 +1,8 @@
-"""The JACCL kernel: a Jupyter kernel whose cells run on all ranks. A second door to the same Ranks.
+"""The JACCL kernel: a Jupyter kernel whose cells run on all resident ranks.
 
-It is IPython's own kernel, in which a cell goes through `%%jaccl --start` unless it says otherwise: one that
-begins with `%%local` runs here, and so do `%jaccl`, `%%jaccl` and `%%prompt`. Rank 0 answers completion and
-inspection. The ranks leave with the kernel.
+It is IPython's kernel, which runs a cell with `%%jaccl --start`, except cells that begin with `%%local` (they
+run in the kernel), `%jaccl`, `%%jaccl` or `%%prompt`. Rank 0 answers completions and inspections. The ranks
+end with the kernel.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
 
 from jaccl_kernel import __version__
-from jaccl_kernel.errors import JacclError
+from jaccl_kernel.core.errors import JacclError
 from jaccl_kernel.notebook import resident
 
 LOCAL = "%%local"
@@ -19,9 +19,9 @@ OURS = ("%jaccl", "%%jaccl", "%%prompt", "%load_ext jaccl_kernel")
 
 
 def everywhere(lines: list[str]) -> list[str]:
-    """A cell's lines, sent to all ranks unless the first one says that they stay here."""
+    """A cell's lines for all ranks, or unchanged if the first line keeps them in the kernel."""
     at = next((number for number, line in enumerate(lines) if line.strip()), None)
-    if at is None or _stays(lines[at]):
+    if at is None or _runs_here(lines[at]):
         return lines
     if _is_local(lines[at]):
         return lines[at + 1 :]
@@ -29,55 +29,55 @@ def everywhere(lines: list[str]) -> list[str]:
 
 
 def is_local(code: str) -> bool:
-    """Whether a cell runs in the kernel itself."""
+    """Whether a cell runs in the kernel."""
     first = next((line for line in code.splitlines() if line.strip()), "")
-    return _is_local(first) or _stays(first)
+    return _is_local(first) or _runs_here(first)
 
 
 class JacclKernel(IPythonKernel):
-    """See the module."""
+    """The kernel; see the module."""
 
     implementation = "jaccl"
     implementation_version = __version__
-    banner = "Every cell runs on all ranks; %%local keeps one here; %jaccl load [MODEL] loads a model."
+    banner = "Cells run on all ranks; %%local runs one in the kernel; %jaccl load [MODEL] loads a model."
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.shell.extension_manager.load_extension("jaccl_kernel")
-        # before IPython's own: they turn %%local into a call of a magic that there is not
+        # before IPython's own, which would call %%local as a magic
         self.shell.input_transformer_manager.cleanup_transforms.insert(0, everywhere)
 
     def do_complete(self, code: str, cursor_pos: int) -> Any:
-        """What could stand here: as rank 0 knows it."""
+        """Completions, from rank 0 if possible."""
         return self._ask_rank_0("do_complete", code, cursor_pos) or super().do_complete(code, cursor_pos)
 
     def do_inspect(self, code: str, cursor_pos: int, detail_level: int = 0, omit_sections: Any = ()) -> Any:
-        """What stands here: as rank 0 knows it."""
-        told = self._ask_rank_0("do_inspect", code, cursor_pos, detail_level)
-        return told or super().do_inspect(code, cursor_pos, detail_level, omit_sections)
+        """The inspection of an object, from rank 0 if possible."""
+        reply = self._ask_rank_0("do_inspect", code, cursor_pos, detail_level)
+        return reply or super().do_inspect(code, cursor_pos, detail_level, omit_sections)
 
     async def do_shutdown(self, restart: bool) -> Any:
-        """End the ranks first: their lifeline would, but not before the next ones could be started."""
+        """End the ranks, then the kernel: new ranks may start right after a restart."""
         if ranks := resident.current():
             ranks.close()
-        told = super().do_shutdown(restart)
-        return await told if hasattr(told, "__await__") else told
+        reply = super().do_shutdown(restart)
+        return await reply if hasattr(reply, "__await__") else reply
 
     def _ask_rank_0(self, what: str, code: str, *more: int) -> Any:
         ranks = resident.current()
         if ranks is None or is_local(code):
             return None
         try:
-            return ranks.ask_kernel(what, code, *more)
+            return ranks.calls.ask_kernel(what, code, *more)
         except JacclError:
-            return None  # they are at work, or just gone: the kernel itself knows Python at least
+            return None  # busy or down: the kernel itself knows Python's names at least
 
 
 def _is_local(line: str) -> bool:
     return line.strip() == LOCAL
 
 
-def _stays(line: str) -> bool:
+def _runs_here(line: str) -> bool:
     return line.lstrip().startswith(OURS)
 
 

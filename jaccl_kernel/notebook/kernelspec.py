@@ -1,11 +1,11 @@
-"""Makes Jupyter know the JACCL kernel: a kernelspec in an environment's (or a user's) data folder."""
+"""Installs the kernelspec of the JACCL kernel in an environment's or a user's data folder."""
 
 import json
 import sys
 import tempfile
 from pathlib import Path
 
-from jaccl_kernel.errors import JacclError
+from jaccl_kernel.core.errors import JacclError
 
 NAME = "jaccl"
 SPEC = {
@@ -18,14 +18,14 @@ SPEC = {
 
 
 def install(*, user: bool = False, prefix: str | None = None) -> Path:
-    """Install it, in the place of an older one; returns its folder.
+    """Install the kernelspec, replacing an older one; returns its folder.
 
     Args:
-        user: for this user, in all their environments.
-        prefix: into the environment there; None for this one.
+        user: install for this user, in all environments.
+        prefix: the environment to install in; None for this one.
 
     Raises:
-        JacclError: that folder cannot be written.
+        JacclError: the folder cannot be written.
     """
     from jupyter_client.kernelspec import KernelSpecManager
 
@@ -37,15 +37,15 @@ def install(*, user: bool = False, prefix: str | None = None) -> Path:
             )
         except OSError as error:
             raise JacclError(
-                f"the JACCL kernel cannot be installed: {error.strerror}",
+                f"cannot install the JACCL kernel: {error.strerror}",
                 where=str(error.filename or prefix or sys.prefix),
-                fix="Install it for yourself alone: jaccl kernel --user.",
+                fix="Install it for this user: jaccl kernel --user.",
             ) from error
     return Path(where)
 
 
 def remove() -> Path | None:
-    """Remove the one that Jupyter finds first; its folder, or None if there is none."""
+    """Remove the kernelspec that Jupyter finds first; returns its folder, or None if there is none."""
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
     try:

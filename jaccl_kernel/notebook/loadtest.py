@@ -1,8 +1,8 @@
-"""A load test of a running server: clients that ask at once, one request after the other, and what they felt.
+"""A load test of a running server: concurrent clients, each with one request after the other.
 
-Each point of the grid (clients x prompt x new tokens) is timed from the clients' side: time to first token,
-time between tokens, tokens over wall time. Prompts differ from their first words on, so that no prompt cache
-answers. Knows OpenAI's API, no widgets; any server that speaks it can be asked.
+Each point of the grid (clients x prompt tokens x new tokens) is timed at the clients: TTFT, inter-token
+latency, tokens per second of wall time. Prompts differ from their first token on, so that no prompt cache is
+used. Works with any server of OpenAI's API. Contains no widgets.
 """
 
 import asyncio
@@ -18,28 +18,28 @@ from typing import Any
 import httpx
 
 from jaccl_kernel import __version__
-from jaccl_kernel.errors import InputError, JobError
-from jaccl_kernel.jobs.run import OnEvent, ignore
+from jaccl_kernel.core.errors import InputError, JobError
+from jaccl_kernel.core.events import HOST, Event, PointMeasured, Stage
+from jaccl_kernel.launch.run import OnEvent, ignore
 from jaccl_kernel.notebook.prompting import Server
 from jaccl_kernel.report import record
 from jaccl_kernel.report.record import LoadReport
-from jaccl_kernel.wire import HOST, Event
 
 CONNECT_S = 10.0
-SILENCE_S = 600.0  # between two pieces of an answer
-SAMPLES = 2000  # of times between tokens kept for the figure
+READ_S = 600.0  # between two chunks of an answer
+SAMPLES = 2000  # inter-token latencies to keep for the figure
 SENTENCE = "The ferry crosses the strait at noon and the tide is already turning. "
 
 
 @dataclass(frozen=True)
 class Load:
-    """What to try: every combination.
+    """The load: every combination of the axes.
 
     Args:
-        clients: how many ask at the same time.
-        prompt_tokens: of each request, about.
-        max_tokens: of each answer, at most.
-        requests: of each client, one after the other.
+        clients: numbers of concurrent clients.
+        prompt_tokens: approximate lengths of the prompts.
+        max_tokens: maximum lengths of the answers.
+        requests: requests per client, one after the other.
     """
 
     clients: Sequence[int] = (1, 8)
@@ -48,22 +48,22 @@ class Load:
     requests: int = 2
 
     def points(self) -> list[tuple[int, int, int]]:
-        """Clients, prompt tokens and new tokens of each point, in order.
+        """(clients, prompt tokens, new tokens) of each point, in order.
 
         Raises:
             InputError: an empty axis, or a number below 1.
         """
         axes = (self.prompt_tokens, self.max_tokens, self.clients)
         if not all(axes):
-            raise InputError("an axis of the load is empty", fix="Give each at least one number.")
+            raise InputError("an axis of the load is empty", fix="Give each axis at least one number.")
         if min(*self.clients, *self.prompt_tokens, *self.max_tokens, self.requests) < 1:
-            raise InputError("a number of the load is below 1", fix="Give numbers from 1.")
+            raise InputError("every number of the load must be at least 1")
         return [(clients, prompt, new) for prompt, new, clients in itertools.product(*axes)]
 
 
 @dataclass
 class Timed:
-    """One streamed answer: seconds to the first token and between the others, and how many there were."""
+    """One streamed answer: TTFT and inter-token latencies in seconds, and numbers of tokens."""
 
     ttft: float | None = None
     gaps: list[float] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Timed:
 
 
 class Refused(Exception):
-    """The server answered with an error: its words."""
+    """The server answered with an error; its message."""
 
 
 async def stream_one(client: httpx.AsyncClient, prompt: str, max_tokens: int) -> Timed:
@@ -80,7 +80,7 @@ async def stream_one(client: httpx.AsyncClient, prompt: str, max_tokens: int) ->
 
     Raises:
         Refused: an error status, or an error event.
-        httpx.HTTPError: the connection broke.
+        httpx.HTTPError: the connection failed.
     """
     body = {
         "messages": [{"role": "user", "content": prompt}],
@@ -115,12 +115,12 @@ async def stream_one(client: httpx.AsyncClient, prompt: str, max_tokens: int) ->
 
 
 class LoadTest:
-    """One run of a Load. `points` holds what was measured so far.
+    """One run of a Load; `points` contains the measurements so far.
 
     Args:
-        load: what to try.
-        at: whom to ask.
-        on_event: hears `stage` and `point` events of the host.
+        load: the load.
+        at: the server.
+        on_event: called with a Stage and a PointMeasured for each point.
     """
 
     def __init__(self, load: Load, at: Server, on_event: OnEvent = ignore) -> None:
@@ -132,10 +132,10 @@ class LoadTest:
         self._numbers = itertools.count(1)
 
     async def run(self) -> LoadReport:
-        """Measure every point and save the record; a cancellation ends it and keeps what was measured.
+        """Measure every point and save the record; a cancellation keeps the measured points.
 
         Raises:
-            InputError: the load makes no sense.
+            InputError: the load is invalid.
             JobError: the server does not answer.
         """
         wanted = self.load.points()
@@ -145,16 +145,15 @@ class LoadTest:
                 per_token = await self._calibrate(client)
                 for number, (clients, prompt, new) in enumerate(wanted):
                     text = f"point {number + 1} of {len(wanted)}: {clients} clients, {prompt} + {new} tokens"
-                    told = {"name": "load", "text": text, "fraction": number / len(wanted)}
-                    self._on_event(Event(HOST, "stage", told))
+                    self._on_event(Event(HOST, Stage("load", text, number / len(wanted))))
                     point = await self._point(client, clients, prompt, new, per_token)
                     self.points.append(point)
-                    self._on_event(Event(HOST, "point", point))
+                    self._on_event(Event(HOST, PointMeasured(point)))
         except asyncio.CancelledError:
             if not self.points:
                 raise
             stopped = True
-        from jaccl_kernel.report import page  # half a second: only for those who have something to draw
+        from jaccl_kernel.report import page  # takes half a second to import
 
         found = self._record(stopped)
         return LoadReport(found, *page.save(found))
@@ -201,18 +200,18 @@ class LoadTest:
         headers = {"Authorization": f"Bearer {self.at.api_key}"} if self.at.api_key else {}
         return httpx.AsyncClient(
             base_url=self.at.url,
-            timeout=httpx.Timeout(CONNECT_S, read=SILENCE_S, pool=None),
+            timeout=httpx.Timeout(CONNECT_S, read=READ_S, pool=None),
             limits=httpx.Limits(max_connections=clients),
             headers=headers,
             trust_env=False,
         )
 
     async def _calibrate(self, client: httpx.AsyncClient) -> float:
-        """Tokens that one sentence costs there, found with two short requests; and whom we ask."""
+        """Tokens per sentence on this server, from two short requests; also reads the server's status."""
         try:
             status = await client.get("/status")
-            told = status.json() if status.status_code == 200 else {}
-            self._served = {"served": told.get("served", {}), "ranks": told.get("ranks", [])}
+            body = status.json() if status.status_code == 200 else {}
+            self._served = {"served": body.get("served", {}), "ranks": body.get("ranks", [])}
             short, long = [
                 (await stream_one(client, self._prompt(count), 1)).prompt_tokens for count in (1, 9)
             ]

@@ -1,7 +1,7 @@
-"""`%%jaccl`, `%jaccl` and `%%prompt`: cells on all ranks, and what one types about them.
+"""The magics `%%jaccl`, `%jaccl` and `%%prompt`: cells on all ranks, and commands for the ranks.
 
-Of rank 0 everything shows as if it had run here; of the others, lines with their rank. Text comes as it is
-printed, each piece once.
+Rank 0's output is shown as if the cell had run here, that of other ranks as lines with the rank. Output is
+shown as it is printed.
 """
 
 import argparse
@@ -13,40 +13,40 @@ from typing import Any
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from IPython.display import publish_display_data
 
-from jaccl_kernel.errors import InputError, JobError
+from jaccl_kernel.core.errors import InputError, JobError
 from jaccl_kernel.notebook import resident
 from jaccl_kernel.notebook.resident import Ranks
-from jaccl_kernel.notebook.work import briefly
+from jaccl_kernel.notebook.work import without_traceback
 
 HELP = "start [HOSTFILE] [--ranks N], load [MODEL], status, close"
 
 
 class Output:
-    """Shows what a cell prints and displays on its ranks, piece by piece.
+    """Shows the output of a cell on its ranks as it arrives.
 
     Args:
-        ranks: where it runs.
-        plain: the rank whose output is shown as it is; None labels every rank's.
+        ranks: the ranks that run the cell.
+        plain: the rank whose output is shown without a label; None labels all ranks.
     """
 
     def __init__(self, ranks: Ranks, plain: int | None = 0) -> None:
         self._ranks = ranks
         self._plain = plain
         self._shown: dict[tuple[int, str], str] = {}
-        self._lines: dict[tuple[int, str], str] = {}  # begun by a labelled rank, and not ended
-        self._at_start: dict[str, bool] = {}  # whether the next character of a stream begins a line
+        self._lines: dict[tuple[int, str], str] = {}  # unfinished lines of labelled ranks
+        self._at_start: dict[str, bool] = {}  # whether a stream is at the start of a line
         self._displays: dict[int, int] = {}
         self._results: set[int] = set()
 
     def watch(self, pending: Any) -> None:
-        """Show what is new."""
+        """Show new output."""
         metadata = pending.metadata
         for one in metadata if isinstance(metadata, list) else [metadata]:
             if one["engine_id"] is not None:
                 self._show(one["engine_id"], one)
 
     def close(self) -> None:
-        """Show lines that never ended."""
+        """Show the unfinished lines."""
         for (rank, stream), text in self._lines.items():
             if text:
                 self._labelled(rank, stream, text)
@@ -68,14 +68,14 @@ class Output:
         if text == before:
             return
         self._shown[rank, stream] = text
-        # a carriage return has rewritten the last line: so do we
+        # a carriage return has replaced the last line
         new = text[len(before) :] if text.startswith(before) else "\r" + text.rpartition("\n")[2]
         if rank == self._plain:
             self._write(stream, new)
             return
-        *whole, rest = (self._lines.get((rank, stream), "") + new).split("\n")
+        *complete, rest = (self._lines.get((rank, stream), "") + new).split("\n")
         self._lines[rank, stream] = rest
-        for line in whole:
+        for line in complete:
             self._labelled(rank, stream, line)
 
     def _rich(self, rank: int, content: Any) -> None:
@@ -86,8 +86,8 @@ class Output:
                 self._labelled(rank, "stdout", line)
 
     def _labelled(self, rank: int, stream: str, line: str) -> None:
-        break_it = "" if self._at_start.get(stream, True) else "\n"  # never into another rank's line
-        self._write(stream, f"{break_it}[{rank}] {line}\n")
+        newline = "" if self._at_start.get(stream, True) else "\n"  # end another rank's line first
+        self._write(stream, f"{newline}[{rank}] {line}\n")
 
     def _write(self, stream: str, text: str) -> None:
         out = sys.stdout if stream == "stdout" else sys.stderr
@@ -97,32 +97,32 @@ class Output:
 
 
 def run_cell(ranks: Ranks, code: str, *, rank: int | None = None, label: bool = False) -> None:
-    """Run a cell on all ranks (or on `rank` alone), showing its output as it comes.
+    """Run a cell on all ranks, or on `rank` alone, and show its output as it arrives.
 
     Raises:
-        CellError: it raised; from the rank that was first.
+        CellError: the cell raised; the error of the rank that failed first.
     """
     output = Output(ranks, None if label else rank or 0)
     try:
-        ranks.execute(code, rank=rank, watch=output.watch)
+        ranks.calls.execute(code, rank=rank, watch=output.watch)
     finally:
         output.close()
 
 
 def need_ranks() -> Ranks:
-    """The ranks that live.
+    """The running ranks.
 
     Raises:
-        JobError: there are none.
+        JobError: no ranks are running.
     """
     ranks = resident.current()
     if ranks is None:
-        raise JobError("no ranks are running", fix="Start some: %jaccl start, or Ranks.start().")
+        raise JobError("no ranks are running", fix="Start ranks: %jaccl start, or Ranks.start().")
     return ranks
 
 
 def start_ranks() -> Ranks:
-    """The ranks that live, or new ones on the notebooks' hostfile."""
+    """The running ranks, or new ones on the notebooks' hostfile."""
     ranks = resident.current()
     if ranks is None:
         sys.stdout.write("Starting ranks …\n")
@@ -133,17 +133,17 @@ def start_ranks() -> Ranks:
 
 @magics_class
 class JacclMagics(Magics):
-    """The magics; see each one's docstring."""
+    """The magics; see their docstrings."""
 
     @cell_magic("jaccl")
     def cell(self, line: str, cell: str) -> None:
         """Run the cell on all ranks: %%jaccl [--rank N] [--all] [--start].
 
-        Rank 0's output shows as it is, other ranks' by line with their rank. In the cell are mx, group, rank,
-        size, and stopping() for loops that ■ is to end. --rank N runs it on that rank alone (no collectives
-        then), --all labels rank 0's output too, --start starts the ranks where there are none yet.
+        Rank 0's output is shown as it is, that of other ranks as lines with the rank. The cell can use mx,
+        group, rank, size, and stopping(), which is true after ■. --rank N runs the cell on one rank only
+        (without collectives), --all labels rank 0's output too, --start starts ranks if none are running.
         """
-        with briefly():
+        with without_traceback():
             options = _parse("%%jaccl", line, [("--rank", int), ("--all", bool), ("--start", bool)])
             run_cell(
                 start_ranks() if options.start else need_ranks(), cell, rank=options.rank, label=options.all
@@ -151,15 +151,15 @@ class JacclMagics(Magics):
 
     @line_magic("jaccl")
     def line(self, line: str) -> Any:
-        """Start, load, look, close: %jaccl start [HOSTFILE] [--ranks N] | load [MODEL] | status | close."""
-        with briefly():
+        """Manage the ranks: %jaccl start [HOSTFILE] [--ranks N] | load [MODEL] | status | close."""
+        with without_traceback():
             what, *rest = shlex.split(line) or ["status"]
             if what == "start":
                 options = _parse("%jaccl start", shlex.join(rest), [("hostfile", str), ("--ranks", int)])
                 return Ranks.start(options.hostfile, count=options.ranks)
             if what == "load":
                 took = need_ranks().load(rest[0] if rest else None)
-                print(f"loaded in {took:.1f} s" if took else "it is loaded already")  # noqa: T201
+                print(f"loaded in {took:.1f} s" if took else "already loaded")  # noqa: T201
                 return None
             if what == "close":
                 need_ranks().close()
@@ -167,28 +167,31 @@ class JacclMagics(Magics):
             if what == "status":
                 print(status(resident.current()))  # noqa: T201
                 return None
-            raise InputError(f"%jaccl {what}: not known", fix=f"There are: {HELP}.")
+            raise InputError(f"unknown command: %jaccl {what}", fix=f"Use one of: {HELP}.")
 
     @cell_magic("prompt")
     def prompt(self, line: str, cell: str) -> None:
         """Ask the loaded model, or the running server: %%prompt [--system S] [--max-tokens N]
-        [--temperature T] [--top-p P] [--seed N]. Afterwards `answer` is the Answer.
+        [--temperature T] [--top-p P] [--seed N] [--json]. --json: the answer is a JSON object.
+        The variable `answer` is then the Answer.
         """
         from jaccl_kernel.notebook.prompting import prompt
 
-        with briefly():
+        with without_traceback():
             options = _parse(
                 "%%prompt",
                 line,
                 [("--system", str), ("--max-tokens", int), ("--temperature", float), ("--top-p", float),
-                 ("--seed", int)],
+                 ("--seed", int), ("--json", bool)],
             )  # fmt: skip
             given = {name: value for name, value in vars(options).items() if value is not None}
+            if given.pop("json"):
+                given["response_format"] = {"type": "json_object"}
             self.shell.user_ns["answer"] = prompt(cell.strip(), **given)
 
 
 def status(ranks: Ranks | None) -> str:
-    """The ranks in a few lines."""
+    """The state of the ranks, as text."""
     if ranks is None:
         return "no ranks are running (%jaccl start)"
     lines = [repr(ranks)]

@@ -1,6 +1,6 @@
-"""What the notebooks agree on and keep across kernels: hostfile, model, interpreter. One small JSON file.
+"""The choices that all notebooks share across kernels: hostfile, model, interpreter. One JSON file.
 
-It lies in the cache folder: a choice can be made again. With nothing chosen, it is the rehearsal.
+It is in the cache folder. Without a choice, the notebooks use the rehearsal.
 """
 
 import json
@@ -8,10 +8,10 @@ import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from jaccl_kernel.cluster.hostfile import Hostfile
-from jaccl_kernel.paths import cache_dir
+from jaccl_kernel.core.files import write_text
+from jaccl_kernel.core.paths import cache_dir
+from jaccl_kernel.hostfile.hostfile import Hostfile
 from jaccl_kernel.rehearsal import homes
-from jaccl_kernel.saved import write_text
 
 REHEARSAL_MACS = 4
 
@@ -23,7 +23,8 @@ class Session:
     Attributes:
         hostfile: an absolute path, or None for the rehearsal.
         model: a folder or a hub id, or None for the demo model.
-        python: every Mac's interpreter, of the environment that notebook 02 proved last; None for this one.
+        python: the interpreter on every Mac (the environment that notebook 02 proved last); None for this
+            one.
     """
 
     hostfile: str | None = None
@@ -32,26 +33,26 @@ class Session:
 
 
 def session_file() -> Path:
-    """Where the choices are kept."""
+    """The file of the choices."""
     return cache_dir() / "session.json"
 
 
 def read() -> Session:
-    """The choices as they were made last; those of a file that cannot be read count as not made."""
+    """The present choices; an unreadable file counts as no choice."""
     try:
-        told = json.loads(session_file().read_text(encoding="utf-8"))
+        stored = json.loads(session_file().read_text(encoding="utf-8"))
         names = (field.name for field in fields(Session))
-        return Session(**{name: told[name] for name in names if isinstance(told.get(name), str)})
+        return Session(**{name: stored[name] for name in names if isinstance(stored.get(name), str)})
     except (OSError, ValueError, AttributeError):
         return Session()
 
 
 def choose_hostfile(path: str | os.PathLike[str] | None) -> Hostfile:
-    """Take this hostfile (None: the rehearsal) in all notebooks from now on, and return it.
+    """Choose the hostfile of all notebooks (None: the rehearsal), and return it.
 
     Raises:
-        HostfileError: it cannot be read, or is not one; the old choice stays.
-        JacclError: the choice cannot be kept.
+        HostfileError: it cannot be read or is invalid; the old choice remains.
+        JacclError: the choice cannot be saved.
     """
     if path is None:
         _write(replace(read(), hostfile=None))
@@ -63,40 +64,40 @@ def choose_hostfile(path: str | os.PathLike[str] | None) -> Hostfile:
 
 
 def choose_model(model: str | None) -> None:
-    """Take this model (a folder or a hub id; None: the demo model) in all notebooks from now on.
+    """Choose the model of all notebooks (a folder or a hub id; None: the demo model).
 
     Raises:
-        JacclError: the choice cannot be kept.
+        JacclError: the choice cannot be saved.
     """
     _write(replace(read(), model=model))
 
 
 def choose_python(python: str | None) -> None:
-    """Take this interpreter on the Macs in all notebooks from now on.
+    """Choose the interpreter on the Macs for all notebooks.
 
     Raises:
-        JacclError: the choice cannot be kept.
+        JacclError: the choice cannot be saved.
     """
     _write(replace(read(), python=python))
 
 
 def python_for(hostfile: Hostfile) -> str | None:
-    """The interpreter that was chosen; None, which is this one, for simulated Macs: they have no other."""
+    """The chosen interpreter; None (this one) for simulated Macs, which have no other."""
     return None if homes.is_rehearsal(hostfile) else read().python
 
 
 def current() -> Hostfile:
-    """The hostfile that was chosen, read afresh; the rehearsal's when none was.
+    """The chosen hostfile, read from its file, or the rehearsal's.
 
     Raises:
-        HostfileError: the chosen file is gone, or is no hostfile any more.
+        HostfileError: the chosen file is missing or invalid.
     """
     chosen = read().hostfile
     return Hostfile.read(chosen) if chosen else rehearsal()
 
 
 def rehearsal() -> Hostfile:
-    """The rehearsal's hostfile: `hostfiles/rehearsal.json` where there is one, else four made-up Macs."""
+    """The rehearsal's hostfile: `hostfiles/rehearsal.json` if it exists, else four simulated Macs."""
     folder = hostfiles_folder()
     if folder and (path := folder / "rehearsal.json").exists():
         return Hostfile.read(path)
@@ -104,7 +105,7 @@ def rehearsal() -> Hostfile:
 
 
 def hostfiles_folder() -> Path | None:
-    """The `hostfiles` folder beside the notebooks: in the working folder or above it, else the clone's."""
+    """The `hostfiles` folder beside the notebooks: in the working directory or above it, else the clone's."""
     here = Path.cwd()
     clone = Path(__file__).resolve().parents[2]
     return next(
@@ -113,7 +114,7 @@ def hostfiles_folder() -> Path | None:
 
 
 def hostfiles() -> list[Path]:
-    """The user's hostfiles there, without the templates and the rehearsal's."""
+    """The user's hostfiles in that folder, without the templates and the rehearsal's."""
     folder = hostfiles_folder()
     if folder is None:
         return []

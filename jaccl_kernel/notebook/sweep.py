@@ -1,153 +1,51 @@
-"""A grid of benchmarks on resident ranks: started, and a model loaded, only where a point needs it.
+"""A grid of benchmarks on resident ranks, which start and load a model only where a point needs it.
 
-Points are ordered so that starts and loads are fewest. A point that fails is recorded with its cause, and the
-next one goes on, on new ranks if need be; a stop keeps what was measured. Knows no widgets.
+A failed point is recorded with its cause, and the sweep continues, on new ranks if needed; a stop keeps the
+measured points. Contains no widgets.
 """
 
 import datetime as dt
-import itertools
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from jaccl_kernel import __version__
-from jaccl_kernel.cluster.check import effective_backend
-from jaccl_kernel.cluster.hostfile import Hostfile
-from jaccl_kernel.errors import InputError, JacclError, Stopped
-from jaccl_kernel.jobs.run import OnEvent, ignore
-from jaccl_kernel.jobs.spec import FAST_SYNCH
+from jaccl_kernel.core.errors import JacclError, Stopped
+from jaccl_kernel.core.events import HOST, Event, PointMeasured, Ready, Stage
+from jaccl_kernel.core.options import FAST_SYNCH
+from jaccl_kernel.core.results import Reference, Score
+from jaccl_kernel.hostfile.hostfile import Hostfile
+from jaccl_kernel.launch.run import OnEvent, ignore
 from jaccl_kernel.models.inspect import inspect
-from jaccl_kernel.models.resolve import resolve
 from jaccl_kernel.notebook import session
+from jaccl_kernel.notebook.grid import Grid, Setting
 from jaccl_kernel.notebook.resident import Ranks
 from jaccl_kernel.report import baseline, limits, parity, record
 from jaccl_kernel.report.record import SweepReport
-from jaccl_kernel.wire import HOST, Event
+from jaccl_kernel.steps.preflight import find_place
 
-COLLECTIVE_SIZES = tuple(64 << (2 * step) for step in range(11))  # 64 B to 64 MB
-LEAST_BYTES, MOST_BYTES = 64, 256 << 20  # of a collective, as ranks/collectives.py takes them
-SHARDINGS = ("tensor", "pipeline")
-BACKENDS = ("jaccl", "jaccl-ring", "ring")
-ASK_EVERY_S = 0.1
-PATIENCE_S = 10.0  # of a stop: what does not look for it (a load, a join) is ended with its ranks then
+INTERRUPT_EVERY_S = 0.1
+STOP_DEADLINE_S = 10.0  # a load or a join does not react to a stop: then the ranks are closed
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One point of the grid."""
+class _Reference:
+    """The first point of a prompt length: its tokens, their score, and its number of ranks."""
 
+    tokens: tuple[int, ...]
+    score: Score
     ranks: int
-    sharding: str = "tensor"
-    backend: str = "ring"
-    prompt_tokens: int = 128
-    batch: int = 1
-    fast_synch: bool = False
-
-    def label(self) -> str:
-        """It in a few words."""
-        parts = [f"{self.ranks} rank{'s' if self.ranks != 1 else ''}", self.sharding, self.backend]
-        parts += [f"prompt {self.prompt_tokens}", *([f"batch {self.batch}"] if self.batch > 1 else [])]
-        return ", ".join([*parts, *(["fast sync"] if self.fast_synch else [])])
-
-
-@dataclass(frozen=True)
-class Grid:
-    """What to measure: every combination.
-
-    Args:
-        ranks: numbers of ranks.
-        sharding: "tensor", "pipeline".
-        backends: mlx.launch's ("jaccl" is the mesh, "jaccl-ring" the ring, "ring" TCP); None for the
-            hostfile's own.
-        prompt_tokens: lengths of made-up prompts.
-        batch: sequences at once; more than 1 measures what all bring together.
-        fast_synch: MLX_METAL_FAST_SYNCH off and on (its risk: MLX warns of a deadlock that wedges the GPU).
-        max_tokens: to generate.
-        repeats: measured runs of a single sequence.
-        collectives: bytes at which collectives are timed, once for each start; none for not at all.
-        needle: prompt lengths at which a hidden number is asked for.
-        model: a folder or a hub id; None for the notebooks' choice.
-    """
-
-    ranks: Sequence[int] = (1, 2)
-    sharding: Sequence[str] = ("tensor",)
-    backends: Sequence[str | None] = (None,)
-    prompt_tokens: Sequence[int] = (128,)
-    batch: Sequence[int] = (1,)
-    fast_synch: Sequence[bool] = (False,)
-    max_tokens: int = 64
-    repeats: int = 2
-    collectives: Sequence[int] = COLLECTIVE_SIZES
-    needle: Sequence[int] = ()
-    model: str | None = None
-
-    def settings(self, hostfile: Hostfile) -> list[Setting]:
-        """The points, in the order in which they are measured.
-
-        Raises:
-            InputError: more ranks than hosts, an empty axis, a number below 1.
-        """
-        axes = (self.ranks, self.sharding, self.backends, self.prompt_tokens, self.batch, self.fast_synch)
-        if not all(axes):
-            raise InputError("an axis of the grid is empty", fix="Give each at least one value.")
-        if max(self.ranks) > len(hostfile):
-            raise InputError(
-                f"{max(self.ranks)} ranks, of {len(hostfile)} hosts", fix=f"Give 1 to {len(hostfile)}."
-            )
-        self._check_names()
-        numbers = (*self.ranks, *self.prompt_tokens, *self.batch, self.max_tokens, self.repeats)
-        if min(numbers) < 1:
-            raise InputError(f"a number of the grid is {min(numbers)}", fix="Give numbers from 1.")
-        points = {
-            Setting(
-                count,
-                way if count > 1 else "tensor",
-                effective_backend(hostfile, backend) if count > 1 else "none",
-                length,
-                batch,
-                fast,
-            )
-            for fast, backend, count, way, length, batch in itertools.product(
-                self.fast_synch, self.backends, self.ranks, self.sharding, self.prompt_tokens, self.batch
-            )
-        }
-        return sorted(
-            points,
-            key=lambda one: (
-                one.fast_synch,
-                one.ranks,
-                one.backend,
-                one.sharding,
-                one.prompt_tokens,
-                one.batch,
-            ),
-        )
-
-    def _check_names(self) -> None:
-        for name, known, given in (
-            ("sharding", SHARDINGS, self.sharding),
-            ("backend", BACKENDS, [one for one in self.backends if one is not None]),
-        ):
-            if unknown := next((one for one in given if one not in known), None):
-                raise InputError(f"there is no {name} {unknown!r}", fix=f"There are: {', '.join(known)}.")
-        for size in self.collectives:
-            if not LEAST_BYTES <= size <= MOST_BYTES or size % 4:
-                raise InputError(
-                    f"{size} bytes of a collective",
-                    fix=f"Give multiples of 4 from {LEAST_BYTES} to {MOST_BYTES}.",
-                )
 
 
 class Sweep:
-    """One run of a grid. `points` and `record()` hold what has been measured so far.
+    """One run of a grid; `points` and `record()` contain the measurements so far.
 
     Args:
         grid: what to measure.
-        hostfile: on which hosts; None for the notebooks' own.
-        on_event: hears the ranks' events, and `point` of the host for each point.
+        hostfile: the hosts; None for the notebooks' choice.
+        on_event: called with the ranks' events, a Stage for each point, and a PointMeasured.
     """
 
     def __init__(self, grid: Grid, hostfile: Hostfile | None = None, on_event: OnEvent = ignore) -> None:
@@ -165,25 +63,23 @@ class Sweep:
         self._over = threading.Event()
         self._ranks: Ranks | None = None
         self._began = 0.0
-        self._reference: dict[
-            int, dict[str, Any]
-        ] = {}  # prompt length -> the first point's tokens and rivals
+        self._references: dict[int, _Reference] = {}  # by prompt length
         self._bandwidth: dict[tuple[Any, ...], tuple[float, bool]] = {}
-        self._facts: list[dict[str, Any]] = []
+        self._facts: list[Ready] = []
         self._environment: dict[str, str] = {}
         self._rehearsal = False
         self._model: Any = None
 
     def stop(self) -> None:
-        """End it after the present token; what was measured stays. Returns at once."""
+        """Stop after the present token and keep the measured points; returns at once."""
         if not self._stop.is_set():
             self._stop.set()
-            threading.Thread(target=self._insist, name="jaccl sweep's end", daemon=True).start()
+            threading.Thread(target=self._interrupt_until_over, name="jaccl-sweep-stop", daemon=True).start()
 
-    def _insist(self) -> None:
-        """Ask again and again: the call that is to stop may be about to begin."""
-        end = time.monotonic() + PATIENCE_S
-        while not self._over.wait(ASK_EVERY_S):
+    def _interrupt_until_over(self) -> None:
+        """Interrupt repeatedly: the call to interrupt may be about to begin."""
+        end = time.monotonic() + STOP_DEADLINE_S
+        while not self._over.wait(INTERRUPT_EVERY_S):
             ranks = self._ranks
             if ranks is None:
                 continue
@@ -193,7 +89,7 @@ class Sweep:
             ranks.interrupt()
 
     def run(self) -> SweepReport:
-        """Measure every point, save the record and its page; what was stopped is saved too.
+        """Measure every point, and save the record and its page, also after a stop.
 
         Raises:
             JacclError: the record cannot be saved.
@@ -204,11 +100,11 @@ class Sweep:
             for number, setting in enumerate(self.settings):
                 if self._stop.is_set():
                     break
-                self._tell(number, setting)
+                self._report(number, setting)
                 point = self._measure(setting)
                 if point is not None:
                     self.points.append(point)
-                    self._on_event(Event(HOST, "point", point))
+                    self._on_event(Event(HOST, PointMeasured(point)))
         finally:
             self._over.set()
             self._close()
@@ -216,12 +112,12 @@ class Sweep:
         found = self.record()
         if not self.points:
             return SweepReport(found)
-        from jaccl_kernel.report import page  # half a second: only for those who have something to draw
+        from jaccl_kernel.report import page  # takes half a second to import
 
         return SweepReport(found, *page.save(found))
 
     def record(self) -> dict[str, Any]:
-        """What was measured, and on what."""
+        """The record: points and provenance."""
         return {
             "schema": record.SCHEMA,
             "kind": "sweep",
@@ -235,7 +131,7 @@ class Sweep:
                 "workbench": __version__,
                 "rehearsal": self._rehearsal,
                 "hosts": [host.name for host in self.hostfile.hosts],
-                "ranks": self._facts,
+                "ranks": [asdict(one) for one in self._facts],
                 "hostfile": {
                     "path": str(self.hostfile.path) if self.hostfile.path else None,
                     "digest": self.hostfile.digest(),
@@ -248,17 +144,17 @@ class Sweep:
             },
         }
 
-    def _tell(self, number: int, setting: Setting) -> None:
+    def _report(self, number: int, setting: Setting) -> None:
         left = ""
         if number:
             spent = time.monotonic() - self._began
             left = f", about {spent / number * (len(self.settings) - number):.0f} s left"
         text = f"point {number + 1} of {len(self.settings)}: {setting.label()}{left}"
         done = number / len(self.settings)
-        self._on_event(Event(HOST, "stage", {"name": "sweep", "text": text, "fraction": done}))
+        self._on_event(Event(HOST, Stage("sweep", text, done)))
 
     def _measure(self, setting: Setting) -> dict[str, Any] | None:
-        """A point, with its cause if it failed; None if it was stopped."""
+        """A point, with its error if it failed; None if it was stopped."""
         point: dict[str, Any] = {"setting": asdict(setting), "label": setting.label()}
         try:
             ranks = self._on(setting)
@@ -269,19 +165,13 @@ class Sweep:
             if self._stop.is_set() or isinstance(error, KeyboardInterrupt):
                 self._stop.set()
                 return None
-            fix = error.fix
-            point["error"] = {
-                "type": type(error).__name__,
-                "what": error.what,
-                "where": error.where,
-                "fix": fix,
-            }
+            point["error"] = record.describe_error(error)
             if self._ranks and not self._ranks.alive:
                 self._close()
         return point
 
     def _on(self, setting: Setting) -> Ranks:
-        """Ranks as this point needs them, with its model loaded."""
+        """The ranks that this point needs, with the model loaded."""
         ranks = self._ranks
         env = {FAST_SYNCH: "1"} if setting.fast_synch else {}
         fits = (
@@ -316,8 +206,8 @@ class Sweep:
         self.starts += 1
         self._rehearsal = ranks.rehearsal
         if len(ranks.facts) > len(self._facts):
-            self._facts, self._environment = ranks.facts, ranks.spec.whole_environment()
-        known = [limits.chip_bandwidth(str(one.get("chip", ""))) for one in ranks.facts]
+            self._facts, self._environment = ranks.facts, ranks.spec.full_environment()
+        known = [limits.chip_bandwidth(one.chip) for one in ranks.facts]
         specified = [one for one in known if one]
         if len(specified) == ranks.size:
             self._bandwidth[self._key(setting)] = (min(specified), True)
@@ -328,18 +218,18 @@ class Sweep:
         return ranks
 
     def _time_collectives(self, ranks: Ranks, setting: Setting) -> None:
-        told = ranks.collectives(self.grid.collectives)
-        measured = {"ranks": ranks.size, "backend": setting.backend, "date": _now(), **told}
+        result = asdict(ranks.collectives(self.grid.collectives))
+        measured = {"ranks": ranks.size, "backend": setting.backend, "date": _now(), **result}
         self.collectives.append(measured)
         for one in baseline.judge(measured, ranks.names, self.hostfile.rdma):
             if one["cable"] not in {known["cable"] for known in self.cables}:
                 self.cables.append(one)
 
     def _ask_needle(self, ranks: Ranks, setting: Setting, length: int) -> None:
-        """Find a number in a long text; one that memory or context does not allow fails no point."""
+        """Ask for the hidden number; a prompt that does not fit is recorded, and fails no point."""
         asked: dict[str, Any] = {"setting": asdict(setting), "asked_tokens": length}
         try:
-            asked |= ranks.needle(length)
+            asked |= asdict(ranks.needle(length))
         except Stopped:
             raise
         except JacclError as error:
@@ -351,33 +241,28 @@ class Sweep:
         self.needles.append(asked | {"as_first": same})
 
     def _single(self, ranks: Ranks, setting: Setting) -> dict[str, Any]:
-        """One sequence: rates, and whether it says what the first point said."""
+        """Measure one sequence, and compare its tokens with the first point of this prompt length."""
+        first = self._references.get(setting.prompt_tokens)
         results = ranks.bench(
             prompt_tokens=setting.prompt_tokens,
             max_tokens=self.grid.max_tokens,
             repeats=self.grid.repeats,
-            reference=self._reference.get(setting.prompt_tokens),
+            reference=Reference(first.tokens, first.score.top) if first else None,
         )
         point = record.make_point(results)
-        score = results[0]["score"]
-        first = self._reference.get(setting.prompt_tokens)
-        gate = parity.NOT_TESTED
+        score, tokens = results[0].score, results[0].runs[0].tokens
+        assert score
+        verdict = parity.NOT_TESTED
         if first is None:
-            self._reference[setting.prompt_tokens] = {
-                "tokens": point["tokens"], "top": score["top"], "score": score, "ranks": setting.ranks
-            }  # fmt: skip
+            self._references[setting.prompt_tokens] = _Reference(tokens, score, setting.ranks)
         else:
-            gate = parity.compare(
-                first["tokens"], point["tokens"], first["score"], score, reference_ranks=first["ranks"]
-            )
+            verdict = parity.compare(first.tokens, tokens, first.score, score, reference_ranks=first.ranks)
         rate = point["generation_tps"]["median"]
-        wall = sum(run["ttft_s"] + sum(run["itl_s"]) for run in results[0]["runs"])
-        count = sum(len(run["tokens"]) for run in results[0]["runs"])
         return {
             **point,
-            "tps": count / wall,
+            "tps": record.total_tps(results[0].runs),
             "decode_tps": rate,
-            "parity": gate.to_json(),
+            "parity": verdict.to_json(),
             "limit": self._limit(setting, rate, point["generated_tokens"]) if rate else None,
         }
 
@@ -394,7 +279,7 @@ class Sweep:
         width = 2 if facts.dtype in ("float16", "bfloat16") else 4
         context = setting.prompt_tokens + generated / 2
         cache = 2 * facts.layers * facts.kv_heads * facts.head_dim * width * context
-        told = next(
+        collectives = next(
             (
                 one
                 for one in self.collectives
@@ -410,33 +295,36 @@ class Sweep:
             layers=facts.layers,
             bandwidth=bandwidth,
             specified=specified,
-            collective_s=limits.collective_seconds(told, facts.hidden * width),
+            collective_s=limits.collective_seconds(collectives, facts.hidden * width),
             sharding=setting.sharding,
         ).to_json()
 
     def _inspected(self) -> Any:
         try:
-            return inspect(resolve(str(self._model)))
+            _, path = find_place(self.hostfile, str(self._model), 1)
+            return inspect(path) if path else None  # None: the model is only on other Macs
         except JacclError:
-            return None  # on the other Macs only
+            return None
 
     def _model_facts(self) -> dict[str, Any]:
         if self._model is None:
             return {"name": self.grid.model}
         facts = self._inspected()
-        told: dict[str, Any] = {"name": Path(str(self._model)).name}
-        if facts is not None:
-            told |= {"digest": facts.digest, "architecture": facts.architecture, "bytes": facts.bytes}
-        return told
+        name = Path(str(self._model)).name
+        if facts is None:
+            return {"name": name}
+        return {
+            "name": name, "digest": facts.digest, "architecture": facts.architecture, "bytes": facts.bytes
+        }  # fmt: skip
 
     def _key(self, setting: Setting) -> tuple[Any, ...]:
         return (setting.ranks, setting.backend, setting.fast_synch)
 
     def _add_speedups(self) -> None:
-        """Against the fewest ranks with everything else the same."""
-        whole = [one for one in self.points if "error" not in one and one["decode_tps"]]
-        for one in whole:
-            same = [other for other in whole if _but_ranks(other) == _but_ranks(one)]
+        """Add speed-up and efficiency, relative to the fewest ranks with the other settings equal."""
+        complete = [one for one in self.points if "error" not in one and one["decode_tps"]]
+        for one in complete:
+            same = [other for other in complete if _without_ranks(other) == _without_ranks(one)]
             base = min(same, key=lambda other: int(other["setting"]["ranks"]))
             if base is one and len(same) == 1:
                 continue
@@ -454,7 +342,7 @@ def _now() -> str:
 
 
 def active_bytes(facts: Any) -> float:
-    """Bytes of weights that a token reads: only the experts that are used, and no input embedding."""
+    """Bytes of weights that one token reads: active experts only, without the input embedding."""
     size = float(facts.bytes)
     if not facts.tied and facts.vocab:
         size -= size * (facts.vocab * facts.hidden) / max(1, facts.parameters)
@@ -465,6 +353,6 @@ def active_bytes(facts: Any) -> float:
     return size
 
 
-def _but_ranks(point: dict[str, Any]) -> tuple[Any, ...]:
+def _without_ranks(point: dict[str, Any]) -> tuple[Any, ...]:
     setting = point["setting"]
     return (setting["prompt_tokens"], setting["batch"], setting["fast_synch"])

@@ -1,7 +1,7 @@
-"""Runs a coroutine off the main thread, so that a notebook stays answerable while a step works.
+"""Runs a coroutine off the main thread, so that a notebook stays responsive while a step works.
 
-`Work` owns one thread with an asyncio loop of its own for each run. It knows no widgets. A cell awaits it
-(`await work.wait()`) or polls it; `stop()` cancels the coroutine, whose clean-up then runs to its end.
+`Work` has one thread with its own asyncio loop for each run. A cell awaits it (`await work.wait()`) or polls
+it; `stop()` cancels the coroutine, whose clean-up then completes. Contains no widgets.
 """
 
 import asyncio
@@ -11,24 +11,25 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
-from jaccl_kernel.errors import Busy, JacclError, Stopped
+from jaccl_kernel.core.errors import Busy, JacclError, Stopped
 
-# ipykernel hands an interrupt of an awaiting cell to the event loop without waking it (tornado's add_callback
-# takes the loop for awake when a signal handler calls it): a loop that only waits would never see it.
+# ipykernel passes an interrupt of an awaiting cell to the event loop without waking it (tornado's
+# add_callback assumes that the loop is awake when a signal handler calls it), so the loop must wake up by
+# itself.
 WAKE_S = 0.25
 
 Start = Callable[[], Coroutine[Any, Any, Any]]
 
 
 class Work:
-    """One piece of work at a time, on a thread of its own.
+    """Runs one coroutine at a time, on its own thread.
 
     All methods are safe from any thread.
 
     Args:
-        name: what the work is called, in errors and as the thread's name.
-        on_end: called on the work's thread when it has ended, with its result and None, or with None and the
-            exception that ended it (`Stopped` after a stop).
+        name: the name of the work in errors, and of the thread.
+        on_end: called on the work's thread at the end, with the result and None, or with None and the
+            exception that ended the run (`Stopped` after a stop).
     """
 
     def __init__(self, name: str, on_end: Callable[[Any, BaseException | None], None] | None = None) -> None:
@@ -52,10 +53,10 @@ class Work:
         return self._stopping and self.running
 
     def start(self, coroutine_function: Start) -> None:
-        """Begin a run.
+        """Start a run.
 
         Raises:
-            Busy: the last one has not ended.
+            Busy: the last run has not ended.
         """
         with self._lock:
             if self.running:
@@ -64,17 +65,18 @@ class Work:
                     fix="Wait for it with `await panel.wait()`, or press Stop.",
                 )
             future: concurrent.futures.Future[Any] = concurrent.futures.Future()
-            future.set_running_or_notify_cancel()  # whoever waits on it cannot cancel it by leaving
+            future.set_running_or_notify_cancel()  # so that a cancelled waiter does not cancel it
             self._future, self._stopping = future, False
-        # a daemon: a kernel that is told to leave must not wait (the ranks leave with it, by their lifeline)
+        # a daemon: the kernel must be able to exit at once (the ranks exit with it, by their lifeline)
         threading.Thread(
             target=self._run, args=(coroutine_function, future), name=f"jaccl {self.name}", daemon=True
         ).start()
 
     def stop(self) -> bool:
-        """Cancel the run, if there is one; False if there was nothing left to stop.
+        """Cancel the run; False if none is running or it is already stopping.
 
-        Returns at once. A second stop changes nothing: it must not cut short the clean-up after the first.
+        Returns at once. A second stop does nothing, so that it does not interrupt the clean-up after the
+        first.
         """
         with self._lock:
             if not self.running or self._stopping:
@@ -85,18 +87,19 @@ class Work:
             return True
 
     async def wait(self) -> Any:
-        """Wait for the run's end, on any event loop; leaving this wait leaves the run alone.
+        """Wait for the end of the run, on any event loop; cancelling this wait does not stop the run.
 
-        Returns the coroutine's result, or None if there never was a run.
+        Returns the coroutine's result, or None if there was no run.
 
         Raises:
-            Stopped: it was stopped.
-            BaseException: whatever the coroutine raised.
+            Stopped: the run was stopped.
+            BaseException: the coroutine's exception.
         """
         if self._future is None:
             return None
         ended = asyncio.wrap_future(self._future)
-        ended.add_done_callback(lambda future: future.exception())  # heard, even if nobody waits any more
+        # so that asyncio does not report the exception as never retrieved
+        ended.add_done_callback(lambda future: future.exception())
         while not ended.done():
             await asyncio.wait([ended], timeout=WAKE_S)
         return ended.result()
@@ -107,15 +110,15 @@ class Work:
         try:
             result = asyncio.run(self._supervise(coroutine_function))
         except asyncio.CancelledError:
-            error = Stopped(f"{self.name} was stopped before it ended", fix="Run it again when you like.")
-        except BaseException as raised:  # kept for whoever waits, also a SystemExit
+            error = Stopped(f"{self.name} was stopped before it ended", fix="Run it again.")
+        except BaseException as raised:  # for the waiter, also a SystemExit
             error = raised
         with self._lock:
             self._loop = self._task = None
         try:
             if self._on_end:
                 self._on_end(result, error)
-        except Exception as raised:  # a view's fault must not leave anyone waiting
+        except Exception as raised:  # an error of a view must not block the waiter
             error = error or raised
         if error is None:
             future.set_result(result)
@@ -125,19 +128,19 @@ class Work:
     async def _supervise(self, coroutine_function: Start) -> Any:
         with self._lock:
             self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
-            if self._stopping:  # stopped before the thread was up
+            if self._stopping:  # stopped before the thread started
                 raise asyncio.CancelledError
         return await coroutine_function()
 
 
 @contextlib.contextmanager
-def briefly() -> Iterator[None]:
-    """Let IPython show our own errors as what, where and fix, without the traceback under them."""
+def without_traceback() -> Iterator[None]:
+    """Make IPython show a JacclError as what, where and fix, without a traceback."""
     try:
         yield
     except JacclError as error:
         if hasattr(type(error), "_render_traceback_"):
-            raise  # it has something better to show: where a rank's cell failed
+            raise  # a CellError shows the rank's traceback
         text = f"{type(error).__name__}: {error}".splitlines()
-        error._render_traceback_ = lambda: text  # type: ignore[attr-defined]  # IPython asks for this name
+        error._render_traceback_ = lambda: text  # type: ignore[attr-defined]  # IPython calls this method
         raise

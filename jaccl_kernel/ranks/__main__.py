@@ -1,7 +1,7 @@
-"""`python -m jaccl_kernel.ranks PROGRAM …`: one rank, from its first line to its exit status.
+"""`python -m jaccl_kernel.ranks PROGRAM …`: one rank, from its start to its exit status.
 
-Wired (started by a job of ours): say hello, import, say ready, join on the host's go, run, finish on its ack.
-Plain (under mlx.launch, by cron, by hand): the same work, told as text.
+Wired (started by a `Job`): send hello, import, send ready, join on the host's go, run, exit on its ack.
+Plain (under mlx.launch, cron or a shell): the same work, with text output.
 """
 
 import argparse
@@ -11,65 +11,68 @@ import sys
 import traceback
 from typing import Any
 
-from jaccl_kernel.errors import JacclError
-from jaccl_kernel.ranks import world as worlds
-from jaccl_kernel.ranks.link import Link
+from jaccl_kernel.core.errors import JacclError
+from jaccl_kernel.core.events import Joined, RankError, Ready
+from jaccl_kernel.core.messages import Go
+from jaccl_kernel.ranks import group as worlds
+from jaccl_kernel.ranks.host_channel import Link
 
-PROGRAMS = {
-    "smoke": "join the group, prove it and measure a small all_sum",
-    "bench": "load a model over the ranks and measure prefill and decoding",
-    "serve": "load a model over the ranks and serve OpenAI's API on rank 0",
-    "resident": "stay, as engines for a notebook's cells",
+PROG = "python -m jaccl_kernel.ranks"
+PROGRAMS = {  # and the names of their options in core/options.py
+    "smoke": "SmokeProgram",
+    "bench": "BenchProgram",
+    "serve": "ServeProgram",
+    "resident": "ResidentProgram",
 }
-GO_DEADLINE_S = 3600.0  # the host has deadlines of its own and ends our stdin: this bounds a host that hangs
+GO_DEADLINE_S = 3600.0  # only for a host that hangs: otherwise its own deadlines end this rank's stdin
 PLAIN_JOIN_DEADLINE_S = 120.0
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one rank program; the exit status is 0 only when its work is whole."""
+    """Run one rank program; the exit status is 0 only if it completes."""
     link = Link.open()
     try:
         returncode = _run(link, argv)
     except SystemExit as stop:  # argparse
         returncode = stop.code if isinstance(stop.code, int) else 2
     except BaseException as error:
-        _tell(link, error)
+        _report(link, error)
         returncode = 1
     link.finish(returncode)
 
 
 def _run(link: Link, argv: list[str] | None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m jaccl_kernel.ranks", description=__doc__)
-    chosen = parser.add_subparsers(dest="program", required=True, metavar="PROGRAM")
-    arguments = sys.argv[1:] if argv is None else argv
-    # only the chosen program is imported: its imports are the slow part, and its stage is told first
-    name = next((a for a in arguments if a in PROGRAMS), None)
-    link.stage("import", f"importing {name or 'nothing'}")
+    words = sys.argv[1:] if argv is None else argv
+    name = words[0] if words else ""
+    # only the chosen program and its options are imported: that is slow, and the stage is reported first
+    link.stage("import", f"importing {name if name in PROGRAMS else 'nothing'}")
     if link.wired:
         worlds.drop_overrides(os.environ.get("JACCL_KERNEL_BACKEND"))
-    program: Any = None
-    for key, text in PROGRAMS.items():
-        sub = chosen.add_parser(key, help=text, description=text)
-        if key == name:
-            program = importlib.import_module(f"jaccl_kernel.ranks.{key}")
-            importlib.import_module("mlx.core")  # before ready: ranks that meet late wait for each other
-            program.add_arguments(sub)
-    options = parser.parse_args(arguments)
+    chosen = argparse.ArgumentParser(prog=PROG, description=__doc__, usage="%(prog)s PROGRAM …")
+    chosen.add_argument("program", choices=PROGRAMS, metavar=f"{{{','.join(PROGRAMS)}}}")
+    chosen.parse_args(words[:1])
+    from jaccl_kernel.core import options as models
+    from jaccl_kernel.core.declare import from_argv
+
+    model = getattr(models, PROGRAMS[name])
+    need = ("model",) if "model" in model.model_fields else ()
+    options = from_argv(model, words[1:], prog=f"{PROG} {name}", need=need)
+    program: Any = importlib.import_module(f"jaccl_kernel.ranks.{name}")
+    importlib.import_module("mlx.core")  # before ready: otherwise the other ranks wait in the join
     world = worlds.World.from_environment()
-    go: dict[str, Any] = {}
+    go = Go(PLAIN_JOIN_DEADLINE_S)
     if link.wired:
-        link.say("ready", rank_of=world.size, **facts())
+        link.send(facts(world.size))
         link.stage("wait", "waiting for the other ranks")
-        go = link.receive("go", deadline=GO_DEADLINE_S)
+        go = link.receive(Go, deadline=GO_DEADLINE_S)
     link.stage("join", f"joining as {world.name()}")
-    deadline = float(go.get("join_deadline", PLAIN_JOIN_DEADLINE_S))
-    group = worlds.join(world, deadline=deadline, log=link.log)
-    link.say("joined", size=world.size, backend=world.backend)
-    return int(program.run(options, world=world, group=group, link=link, payload=go.get("payload") or {}))
+    group = worlds.join(world, deadline=go.join_deadline, log=link.log)
+    link.send(Joined(world.size, world.backend))
+    return int(program.run(options, world=world, group=group, link=link, payload=go.payload))
 
 
-def facts() -> dict[str, Any]:
-    """What this rank runs on, for the record: host, machine and versions."""
+def facts(size: int) -> Ready:
+    """This rank's machine and versions, for the record; `size` is the number of ranks."""
     import platform
     import socket
     from importlib.metadata import PackageNotFoundError, version
@@ -80,15 +83,16 @@ def facts() -> dict[str, Any]:
         except PackageNotFoundError:
             return None
 
-    return {
-        "host": socket.gethostname(),
-        "machine": platform.machine(),
-        "chip": _chip(),
-        "system": f"{platform.system()} {platform.mac_ver()[0] or platform.release()}",
-        "build": _macos_build(),
-        "python": platform.python_version(),
-        "packages": {name: installed(name) for name in ("mlx", "mlx-lm", "transformers", "jaccl-kernel")},
-    }
+    return Ready(
+        rank_of=size,
+        host=socket.gethostname(),
+        machine=platform.machine(),
+        chip=_chip(),
+        system=f"{platform.system()} {platform.mac_ver()[0] or platform.release()}",
+        build=_macos_build(),
+        python=platform.python_version(),
+        packages={name: installed(name) for name in ("mlx", "mlx-lm", "transformers", "jaccl-kernel")},
+    )
 
 
 def _chip() -> str:
@@ -120,8 +124,8 @@ def _output(*command: str) -> str:
     return done.stdout.strip()
 
 
-def _tell(link: Link, error: BaseException) -> None:
-    """Say what ended this rank: as an event, and in full in its log and on stderr."""
+def _report(link: Link, error: BaseException) -> None:
+    """Report the error that ended this rank: as an event, and in full in its log and on stderr."""
     text = "".join(traceback.format_exception(error))
     if link.log:
         link.log.write(text)
@@ -130,13 +134,8 @@ def _tell(link: Link, error: BaseException) -> None:
     else:
         sys.stderr.write(text)
     sys.stderr.flush()
-    link.say(
-        "error",
-        type=type(error).__name__,
-        message=error.what if isinstance(error, JacclError) else str(error) or repr(error),
-        fix=error.fix if isinstance(error, JacclError) else "",
-        stage=link.stage_name,
-    )
+    what, fix = (error.what, error.fix) if isinstance(error, JacclError) else (str(error) or repr(error), "")
+    link.send(RankError(type(error).__name__, what, fix, link.stage_name))
 
 
 if __name__ == "__main__":

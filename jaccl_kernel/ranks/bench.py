@@ -1,62 +1,56 @@
-"""Measure one model on these ranks: load, prefill, decoding, memory; greedy, so that runs can be compared.
+"""Measures one model on these ranks: load, prefill, decode and memory; greedy, so that runs are comparable.
 
-Every rank runs the same steps; rank 0 tells the numbers, and each rank a digest of its tokens (they must be
-equal) and its peak memory. With a `reference` in the payload it also scores another run's tokens, for the
-correctness gate (see report/parity.py); without one it scores its own.
+Each run is a request to the engine. Rank 0 reports the numbers, and each rank a digest of all its tokens (the
+digests must be equal) and its peak memory. For the parity check (see report/parity.py), the ranks also score
+the tokens of the payload's `reference`, or their own if there is none.
 """
 
-import argparse
-import hashlib
 import itertools
-import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.generate import generate_step, generation_stream, wired_limit
+from mlx_lm.generate import generation_stream
 from mlx_lm.models.cache import make_prompt_cache
 
-from jaccl_kernel.errors import InputError, Stopped
+from jaccl_kernel.core.codec import decode
+from jaccl_kernel.core.errors import JobError, Stopped
+from jaccl_kernel.core.events import BenchResult
+from jaccl_kernel.core.messages import Payload
+from jaccl_kernel.core.options import BenchProgram
+from jaccl_kernel.core.results import BatchTimes, BenchRun, Reference, Score
+from jaccl_kernel.inference.engine import Engine
+from jaccl_kernel.inference.loaded import LoadedModel, prepare
+from jaccl_kernel.inference.request import Chunk, Finish, Prefill, Request, RequestError, Sampling, Text
 from jaccl_kernel.models.resolve import resolve
 from jaccl_kernel.ranks import energy
-from jaccl_kernel.ranks.link import Link
-from jaccl_kernel.ranks.load import SHARDINGS, load
-from jaccl_kernel.ranks.world import World
+from jaccl_kernel.ranks.control_plane import with_engine
+from jaccl_kernel.ranks.group import World
+from jaccl_kernel.ranks.host_channel import Link
+from jaccl_kernel.ranks.loader import load
 
 WARMUP_TOKENS = 8
-TELL_EVERY_S = 0.5  # often enough for people, and for the host, which takes a silent rank for stuck
-STOP_EVERY = 8  # tokens between two questions whether to stop: each costs a collective
-TOP = 5  # how many of the likeliest tokens are compared at each position
-PREFILL_CHUNK = 512  # tokens a forward pass while scoring: bounds the memory of a long prompt
-SCORE_CHUNK = 64  # positions whose logits (positions x vocabulary, float32) are held at once
+REPORT_EVERY_S = 0.5  # the host ends a rank without progress
+PREFILL_STEP = 2048  # prompt tokens per step; large, since no other sequence decodes meanwhile
+TOP = 5  # number of most likely tokens that are compared at each position
+PREFILL_CHUNK = 512  # tokens per forward pass while scoring; bounds the memory of a long prompt
+SCORE_CHUNK = 64  # positions whose logits (positions x vocabulary, float32) are in memory at once
 PASSAGE = (
     "Thunderbolt joins the machines, and the machines share one model. Each holds a slice of every layer, "
     "and after every layer they add up what they found. The cable is short, the sum is small, and it is done "
     "before the next word is due. "
 )
 
-Told = Callable[[str, int, int, float], None]
-"""Hears progress: what is counted, how many are done, of how many, and 0..1 for this part of the work."""
+Progress = Callable[[str, int, int, float], None]
+"""Called with the name of what is counted, the count, the total, and 0..1 for this part of the work."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `ranks bench`."""
-    parser.add_argument("--model", required=True, help="a model folder, or a hub id in the local cache")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--prompt", help="the prompt, put into the model's chat template")
-    what.add_argument("--prompt-tokens", type=int, help="a made-up prompt of this many tokens instead")
-    parser.add_argument("--max-tokens", type=int, default=128, help="tokens to generate (default 128)")
-    parser.add_argument("--repeats", type=int, default=3, help="measured runs, after a warm-up (default 3)")
-    parser.add_argument("--sharding", choices=SHARDINGS, default="tensor")
-    parser.add_argument("--stop-at-eos", action="store_true", help="end at the end-of-text token")
-
-
-def run(options: argparse.Namespace, *, world: World, group: Any, link: Link, payload: dict[str, Any]) -> int:
-    """Load, warm up, measure, score; 0 when all was measured."""
-    check(options)
-    path = resolve(options.model)
+def run(options: BenchProgram, *, world: World, group: Any, link: Link, payload: Payload) -> int:
+    """Load, warm up, measure, score; 0 if everything was measured."""
+    path = resolve(options.given_model)
     link.stage("load", f"loading {path.name}")
     began = time.perf_counter()
     model, tokenizer = load(
@@ -66,78 +60,126 @@ def run(options: argparse.Namespace, *, world: World, group: Any, link: Link, pa
         progress=lambda text, fraction: link.stage("load", text, fraction),
     )
     load_s = time.perf_counter() - began
-    result = measure(model, tokenizer, options, link, payload.get("reference"), whole=world.rank == 0)
-    link.say("result", load_s=load_s, **result)
+    loaded = prepare(model, tokenizer, group, max_sequences=1, prefill_step=PREFILL_STEP)
+    engine = None if world.rank else loaded.engine()
+    result = measure(model, loaded, engine, options, payload.reference, world=world, group=group, link=link)
+    if result is None:
+        return 1  # rank 0 reports the error
+    result = replace(result, load_s=load_s)
+    link.send(result)
     if world.rank == 0 and not link.wired:
-        _print(result["runs"], result["prompt_tokens"], load_s, result["text"], world)
+        _print(result, world)
     return 0
 
 
 def measure(
     model: Any,
-    tokenizer: Any,
-    options: argparse.Namespace,
-    link: Link,
-    reference: dict[str, Any] | None,
+    loaded: LoadedModel,
+    engine: Engine | None,
+    options: BenchProgram,
+    reference: Reference | None,
     *,
-    whole: bool,
+    world: World,
+    group: Any,
+    link: Link,
     stopping: Callable[[], bool] = lambda: False,
-) -> dict[str, Any]:
-    """Warm up, run, score, with a model that is loaded. On every rank alike.
+) -> BenchResult | None:
+    """Warm up, run and score with a loaded model. Every rank calls it.
 
     Args:
-        model: the model, or this rank's share of it.
-        tokenizer: its tokenizer.
-        options: as of this program.
-        link: hears the stages.
-        reference: another run's tokens and their rivals, to be scored; None to score this one's.
-        whole: tell all (rank 0), not only what every rank has to.
-        stopping: asked now and then, on every rank after the same token, whether to stop.
+        model: the model, or this rank's shard of it, for scoring.
+        loaded: the model, prepared for the engine.
+        engine: rank 0's engine.
+        options: the options of this program.
+        reference: the tokens to score; None for those of this run.
+        world, group, link: the arguments of a rank program.
+        stopping: called after each step on rank 0; true stops the run.
+
+    Returns the result (rank 0's is complete); None on a worker if rank 0 stopped or failed.
 
     Raises:
         Stopped: it was stopped.
     """
-    prompt = encode_prompt(tokenizer, options.prompt, options.prompt_tokens)
-    eos = set(tokenizer.eos_token_ids) if options.stop_at_eos else set()
-    with wired_limit(model, [generation_stream]):
-        link.stage("warm-up", f"{min(WARMUP_TOKENS, options.max_tokens)} tokens")
-        told = _teller(link, "warm-up", "")
-        generate(model, prompt, min(WARMUP_TOKENS, options.max_tokens), eos, told, stopping)
-        runs = []
+    tokenizer = loaded.tokenizer
+    prompt = encode_prompt(tokenizer, options.text, options.prompt_tokens)
+    meter = energy.Meter()
+
+    def work(engine: Engine) -> list[dict[str, Any]]:
+        nonlocal meter
+        warm_up = min(WARMUP_TOKENS, options.max_tokens)
+        link.stage("warm-up", f"{warm_up} tokens")
+        progress = _reporter(link, "warm-up", "")
+        run_once(engine, prompt, warm_up, progress, stopping)
         meter = energy.Meter()
+        runs = []
         for number in range(1, options.repeats + 1):
             name = f"run {number} of {options.repeats}"
             link.stage("measure", name, (number - 1) / options.repeats)
-            told = _teller(link, "measure", f"{name}: ", (number - 1) / options.repeats, 1 / options.repeats)
-            runs.append(generate(model, prompt, options.max_tokens, eos, told, stopping))
-        drawn = meter.read()
-        link.stage("score", "log-probabilities for the correctness gate")
-        # on generation's own stream: collectives of two streams can cross, and then the sums are wrong
-        with mx.stream(generation_stream):
-            told = _teller(link, "score", "")
-            score = score_tokens(model, prompt, reference or {"tokens": runs[0]["tokens"]}, told)
-    digest = hashlib.sha256(json.dumps([one["tokens"] for one in runs]).encode()).hexdigest()
-    result = {"peak_memory_bytes": mx.get_peak_memory(), "tokens_digest": digest, "power": drawn}
-    if whole:
-        text = tokenizer.decode(runs[0]["tokens"])
-        result |= {"prompt_tokens": len(prompt), "runs": runs, "text": text, "score": score}
-    return result
+            progress = _reporter(
+                link, "measure", f"{name}: ", (number - 1) / options.repeats, 1 / options.repeats
+            )
+            ignore_eos = not options.stop_at_eos
+            run = run_once(engine, prompt, options.max_tokens, progress, stopping, ignore_eos=ignore_eos)
+            runs.append(asdict(run))
+        return runs
+
+    measured = with_engine(loaded, engine, world, group, link, work)
+    if measured is None:
+        return None
+    runs = tuple(decode(BenchRun, run) for run in measured)
+    power = meter.read()
+    link.stage("score", "log-probabilities for the parity check")
+    # on the generation stream: collectives of two streams can cross, which gives wrong sums
+    with mx.stream(generation_stream):
+        progress = _reporter(link, "score", "")
+        score = score_tokens(model, prompt, reference or Reference(runs[0].tokens), progress)
+    steps, digest = loaded.executor.mark
+    result = BenchResult(mx.get_peak_memory(), f"{steps}:{digest:08x}", power)
+    if world.rank:
+        return result
+    text = tokenizer.decode(list(runs[0].tokens))
+    return replace(result, prompt_tokens=len(prompt), runs=runs, text=text, score=score)
 
 
-def check(options: argparse.Namespace) -> None:
-    """Refuse options that make no sense (InputError)."""
-    if options.max_tokens < 1:
-        raise InputError(f"--max-tokens is {options.max_tokens}", fix="Ask for at least 1 token.")
-    if options.repeats < 1:
-        raise InputError(f"--repeats is {options.repeats}", fix="At least 1 run has to be measured.")
-    if options.prompt_tokens is not None and options.prompt_tokens < 1:
-        raise InputError(f"--prompt-tokens is {options.prompt_tokens}", fix="A prompt has at least 1 token.")
-    if options.prompt_tokens is None and not options.prompt:
-        raise InputError("the prompt is empty", fix="Give --prompt a text, or --prompt-tokens a number.")
+def measure_batch(
+    loaded: LoadedModel,
+    engine: Engine,
+    batch: int,
+    prompt_tokens: int,
+    max_tokens: int,
+    stopping: Callable[[], bool],
+) -> BatchTimes:
+    """Generate `batch` sequences at once, greedily, and time them. On rank 0.
+
+    Args:
+        loaded: the model.
+        engine: its engine.
+        batch: number of sequences.
+        prompt_tokens: length of each prompt; the prompts differ from the first token on.
+        max_tokens: length of each answer; none ends earlier.
+        stopping: called after each step; true stops the run.
+
+    Raises:
+        Stopped: it was stopped.
+    """
+    passage = loaded.tokenizer.encode(PASSAGE)
+    longest = passage * (prompt_tokens // len(passage) + 2)
+    prompts = [longest[number % len(passage) :][:prompt_tokens] for number in range(batch)]
+    began = time.perf_counter()
+    times: dict[int, list[float]] = {}
+    requests = [_request(prompt, max_tokens, ignore_eos=True) for prompt in prompts]
+    for number, chunk in _chunks(engine, requests, stopping):
+        if isinstance(chunk, Text):
+            times.setdefault(number, []).extend(token.at for token in chunk.tokens)
+    every = [at for some in times.values() for at in some]
+    begun, ended = max(some[0] for some in times.values()), max(every)
+    after = sum(at > begun for at in every)
+    decode_tps = after / (ended - begun) if after else None
+    return BatchTimes(len(every), ended - began, begun - began, decode_tps)
 
 
 def encode_prompt(tokenizer: Any, text: str | None, length: int | None) -> list[int]:
-    """The prompt as token ids: a text in the model's chat template, if any, or `length` made-up ones."""
+    """The prompt as token ids: a text in the model's chat template, if any, or `length` generated ones."""
     if length is not None:
         passage = tokenizer.encode(PASSAGE)
         return (passage * (length // len(passage) + 1))[:length]
@@ -147,70 +189,78 @@ def encode_prompt(tokenizer: Any, text: str | None, length: int | None) -> list[
     return list(tokenizer.encode(text))
 
 
-def generate(
-    model: Any,
+def run_once(
+    engine: Engine,
     prompt: list[int],
     max_tokens: int,
-    eos: set[int],
-    told: Told,
-    stopping: Callable[[], bool],
-) -> dict[str, Any]:
-    """One greedy run from an empty cache; `stopping` is asked after each STOP_EVERY tokens.
-
-    Returns its tokens, `ttft_s` (from the prompt to the first token in hand) and `itl_s` (the seconds
-    between each token and the next, one fewer than tokens).
+    progress: Progress,
+    stopping: Callable[[], bool] = lambda: False,
+    *,
+    ignore_eos: bool = False,
+) -> BenchRun:
+    """One greedy run from an empty cache.
 
     Raises:
         Stopped: it was stopped.
     """
     tokens: list[int] = []
     times = [time.perf_counter()]
-
-    def prefilled(done: int, total: int) -> None:
-        told("tokens of the prompt", done, total, 0.0)
-        if done < total:
-            _stop_if(stopping)
-
-    steps = generate_step(mx.array(prompt), model, max_tokens=max_tokens, prompt_progress_callback=prefilled)
-    for token, _ in steps:
-        tokens.append(int(token))
-        times.append(time.perf_counter())
-        told("tokens", len(tokens), max_tokens, len(tokens) / max_tokens)
-        if tokens[-1] in eos:
-            break
-        if len(tokens) % STOP_EVERY == 0:
-            _stop_if(stopping)
+    for _, chunk in _chunks(engine, [_request(prompt, max_tokens, ignore_eos=ignore_eos)], stopping):
+        if isinstance(chunk, Prefill):
+            progress("tokens of the prompt", chunk.done, chunk.total, 0.0)
+        elif isinstance(chunk, Text):
+            [token] = chunk.tokens
+            tokens.append(token.id)
+            times.append(token.at)
+            progress("tokens", len(tokens), max_tokens, len(tokens) / max_tokens)
     gaps = [after - before for before, after in itertools.pairwise(times[1:])]
-    return {"tokens": tokens, "ttft_s": times[1] - times[0], "itl_s": gaps}
+    return BenchRun(tuple(tokens), times[1] - times[0], tuple(gaps))
 
 
-def _stop_if(stopping: Callable[[], bool]) -> None:
-    if stopping():
-        raise Stopped("stopped", fix="Run it again when you like.")
+def _request(prompt: list[int], max_tokens: int, *, ignore_eos: bool) -> Request:
+    return Request(
+        prompt,
+        max_tokens,
+        Sampling(temperature=0.0),
+        ignore_eos=ignore_eos,
+        use_cache=False,
+        progress=True,
+    )
 
 
-def score_tokens(model: Any, prompt: list[int], reference: dict[str, Any], told: Told) -> dict[str, Any]:
-    """Feed a run's tokens through the model and take the log-probabilities at each position.
+def _chunks(
+    engine: Engine, requests: list[Request], stopping: Callable[[], bool]
+) -> Iterator[tuple[int, Chunk]]:
+    """The engine's chunks; raises Stopped if they end early, and JobError for a request error."""
+    try:
+        for number, chunk in engine.generate(*requests, stopping=stopping):
+            if isinstance(chunk, Finish) and chunk.reason == "stopped":
+                raise Stopped("stopped", fix="Run it again.")
+            yield number, chunk
+    except RequestError as error:
+        raise JobError(error.message) from error
+
+
+def score_tokens(model: Any, prompt: list[int], reference: Reference, progress: Progress) -> Score:
+    """Run the reference's tokens through the model and return the log-probabilities at each position.
 
     Args:
-        model: the model, or this rank's share of it.
+        model: the model, or this rank's shard of it.
         prompt: the prompt's token ids.
-        reference: `tokens` (T ids), and `top` (T lists of TOP ids) or none to take this model's likeliest.
-        told: hears how far it is.
-
-    Returns `top` (T x TOP ids), `logprobs` (T x TOP, natural logarithms) and `dtype`, that of the logits.
+        reference: the tokens; without `top`, this model's TOP most likely ids are taken.
+        progress: reports the progress.
     """
     cache = make_prompt_cache(model)
-    tokens = reference["tokens"]
+    tokens = reference.tokens
     inputs = [*prompt, *tokens[:-1]]
     context = len(prompt) - 1
     for start in range(0, context, PREFILL_CHUNK):
         stop = min(start + PREFILL_CHUNK, context)
         model(mx.array(inputs[start:stop])[None], cache=cache)
         mx.eval([layer.state for layer in cache])
-        told("tokens of the prompt", stop, context, 0.0)
-    top: list[list[int]] = []
-    logprobs: list[list[float]] = []
+        progress("tokens of the prompt", stop, context, 0.0)
+    top: list[tuple[int, ...]] = []
+    logprobs: list[tuple[float, ...]] = []
     dtype = ""
     for start in range(0, len(tokens), SCORE_CHUNK):
         stop = min(start + SCORE_CHUNK, len(tokens))
@@ -218,39 +268,39 @@ def score_tokens(model: Any, prompt: list[int], reference: dict[str, Any], told:
         dtype = str(logits.dtype).removeprefix("mlx.core.")
         logits = logits.astype(mx.float32)
         normal = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        if "top" in reference:
-            ids = mx.array(reference["top"][start:stop])
+        if reference.top is not None:
+            ids = mx.array(reference.top[start:stop])
         else:
             ids = mx.argsort(-normal, axis=-1)[:, :TOP]
         picked = mx.take_along_axis(normal, ids, axis=-1)
-        top.extend(ids.tolist())
-        logprobs.extend(picked.tolist())
-        told("tokens", stop, len(tokens), stop / len(tokens))
-    return {"top": top, "logprobs": logprobs, "dtype": dtype}
+        top.extend(map(tuple, ids.tolist()))
+        logprobs.extend(map(tuple, picked.tolist()))
+        progress("tokens", stop, len(tokens), stop / len(tokens))
+    return Score(tuple(top), tuple(logprobs), dtype)
 
 
-def _teller(link: Link, stage: str, prefix: str, begin: float = 0.0, share: float = 1.0) -> Told:
-    """Tells a part of the work as it goes on, which begins at `begin` and is `share` of the whole stage."""
+def _reporter(link: Link, stage: str, prefix: str, begin: float = 0.0, share: float = 1.0) -> Progress:
+    """A Progress for a part of the work, which begins at `begin` and is `share` of the stage."""
     last = time.monotonic()
 
-    def told(what: str, done: int, total: int, part: float) -> None:
+    def report(what: str, done: int, total: int, part: float) -> None:
         nonlocal last
-        if time.monotonic() - last < TELL_EVERY_S:
+        if time.monotonic() - last < REPORT_EVERY_S:
             return
         last = time.monotonic()
         link.stage(stage, f"{prefix}{done} of {total} {what}", begin + part * share)
 
-    return told
+    return report
 
 
-def _print(runs: list[dict[str, Any]], prompt: int, load_s: float, text: str, world: World) -> None:
-    """The plain form: what `mlx.launch … -m jaccl_kernel.ranks bench` prints on rank 0."""
-    write = sys.stdout.write
-    write(f"{text}\n\n{world.name()}; loaded in {load_s:.2f} s\n")
-    for one in runs:
-        decode = f"{len(one['itl_s']) / sum(one['itl_s']):.1f}" if one["itl_s"] else "-"
+def _print(result: BenchResult, world: World) -> None:
+    """Print the result as text, as rank 0 does under plain mlx.launch."""
+    write, prompt = sys.stdout.write, result.prompt_tokens
+    write(f"{result.text}\n\n{world.name()}; loaded in {result.load_s:.2f} s\n")
+    for run in result.runs:
+        rate = f"{len(run.itl_s) / sum(run.itl_s):.1f}" if run.itl_s else "-"
         write(
-            f"prompt: {prompt} tokens, {prompt / one['ttft_s']:.1f} tokens/s, TTFT {one['ttft_s']:.3f} s; "
-            f"generation: {len(one['tokens'])} tokens, {decode} tokens/s\n"
+            f"prompt: {prompt} tokens, {prompt / run.ttft_s:.1f} tokens/s, TTFT {run.ttft_s:.3f} s; "
+            f"generation: {len(run.tokens)} tokens, {rate} tokens/s\n"
         )
     write(f"peak memory: {mx.get_peak_memory() / 1e9:.3f} GB on rank 0\n")

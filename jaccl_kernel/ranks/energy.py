@@ -1,9 +1,9 @@
-"""What this Mac drew while it worked, where macOS tells it without a password: MacBooks do, desktops do not.
+"""The power that this Mac draws, where macOS reports it without a password: on MacBooks, not on desktops.
 
 macOS keeps running sums of the system's load in the battery controller's registry entry and publishes them
-every 10 to 60 seconds (`ioreg -rw0 -c AppleSmartBattery`: "PowerTelemetryData" with AccumulatedSystemLoad,
-in milliwatts, and SystemLoadAccumulatorCount). The mean between two readings is exact; when the sums did not
-move in between, nothing is known. `powermetrics` would tell more, but wants sudo.
+every 10 to 60 seconds (`ioreg -rw0 -c AppleSmartBattery`: "PowerTelemetryData" with AccumulatedSystemLoad, in
+milliwatts, and SystemLoadAccumulatorCount). The mean between two readings is exact; if the sums did not
+change, the power is unknown. `powermetrics` reports more, but requires sudo.
 """
 
 import platform
@@ -11,7 +11,8 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import Any
+
+from jaccl_kernel.core.results import Power
 
 IOREG = "/usr/sbin/ioreg"
 DEADLINE_S = 5.0
@@ -19,18 +20,18 @@ DEADLINE_S = 5.0
 
 @dataclass(frozen=True)
 class Reading:
-    """The running sums at one moment: milliwatts, and how many samples they hold."""
+    """The running sums at one moment: milliwatts, and their number of samples."""
 
     milliwatts: int
     samples: int
 
 
 def read(command: str = IOREG) -> Reading | None:
-    """The sums now; None where there are none (no battery, another system)."""
+    """The present sums; None if there are none (no battery, another system)."""
     if command == IOREG and sys.platform != "darwin":
         return None
     try:
-        told = subprocess.run(
+        output = subprocess.run(
             [command, "-rw0", "-c", "AppleSmartBattery"],
             capture_output=True,
             text=True,
@@ -40,7 +41,7 @@ def read(command: str = IOREG) -> Reading | None:
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    return parse(told)
+    return parse(output)
 
 
 def parse(text: str) -> Reading | None:
@@ -56,7 +57,7 @@ def parse(text: str) -> Reading | None:
 
 
 def watts(before: Reading | None, after: Reading | None) -> float | None:
-    """The mean between two readings; None if the sums did not move, or were begun anew."""
+    """The mean power between two readings; None if the sums did not change, or were reset."""
     if before is None or after is None:
         return None
     samples, total = after.samples - before.samples, after.milliwatts - before.milliwatts
@@ -64,11 +65,11 @@ def watts(before: Reading | None, after: Reading | None) -> float | None:
 
 
 class Meter:
-    """From its making to `read`, what this machine drew."""
+    """Measures this machine's power from its construction until `read`."""
 
     def __init__(self) -> None:
         self._before = read()
 
-    def read(self) -> dict[str, Any]:
-        """`machine` (ranks of one machine draw the same power), and `watts` in the mean, or None."""
-        return {"machine": platform.node(), "watts": watts(self._before, read())}
+    def read(self) -> Power:
+        """The mean power since then; ranks of one machine draw the same power."""
+        return Power(platform.node(), watts(self._before, read()))

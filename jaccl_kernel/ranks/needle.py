@@ -1,10 +1,10 @@
-"""A long text with one fact in it, and the question for that fact: whether far tokens are still seen."""
+"""A long prompt with one fact in it, and a question about it: tests attention to distant tokens."""
 
 from typing import Any
 
 from jaccl_kernel.ranks.bench import PASSAGE
 
-DEPTH = 0.4  # how far into the text the fact stands
+DEPTH = 0.4  # position of the fact in the text, 0..1
 NUMBER = "74291"
 FACT = f"The number on the blue door is {NUMBER}. "
 QUESTION = "What is the number on the blue door? Answer with the number."
@@ -12,7 +12,7 @@ ANSWER_TOKENS = 24
 
 
 def request(tokenizer: Any, tokens: int) -> tuple[dict[str, Any], str]:
-    """An OpenAI request of about so many prompt tokens, greedy, and what the answer must hold."""
+    """A greedy OpenAI request of about `tokens` prompt tokens, and the text that the answer must contain."""
     one = len(tokenizer.encode(PASSAGE))
     count = max(1, (tokens - len(tokenizer.encode(FACT + QUESTION))) // one)
     before = int(count * DEPTH)

@@ -1,35 +1,32 @@
-"""The smallest program: a group that was joined and proved, and what a small all_sum costs on it.
+"""The smallest program: join and prove the group, and time a small all_sum.
 
-With `--linger` it stays up, idle, until the host says stop: a job whose ranks only wait.
+With `--linger` the ranks stay idle until the host sends stop.
 """
 
-import argparse
 import time
 from typing import Any
 
-from jaccl_kernel.ranks.link import Link
-from jaccl_kernel.ranks.world import World
+from jaccl_kernel.core.events import SmokeResult
+from jaccl_kernel.core.messages import Payload, Stop
+from jaccl_kernel.core.options import SmokeProgram
+from jaccl_kernel.ranks.group import World
+from jaccl_kernel.ranks.host_channel import Link
 
 ROUNDS = 50
 SMALL = 1024  # float32 values: 4 KB, JACCL's smallest frame
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `ranks smoke`."""
-    parser.add_argument("--linger", action="store_true", help="stay up until the host ends the job")
-
-
-def run(options: argparse.Namespace, *, world: World, group: Any, link: Link, payload: dict[str, Any]) -> int:
-    """Measure, tell, and with --linger wait; 0 when the group answered rightly."""
+def run(options: SmokeProgram, *, world: World, group: Any, link: Link, payload: Payload) -> int:
+    """Measure and report, and with --linger wait."""
     link.stage("measure", "timing a 4 KB all_sum")
     latency = small_all_sum(group) if group is not None else None
-    link.say("result", latency_s=latency, size=world.size)
+    link.send(SmokeResult(latency, world.size))
     if not link.wired and world.rank == 0:
-        told = "no group: one rank alone" if latency is None else f"4 KB all_sum: {latency * 1e6:.1f} us"
-        print(f"{world.name()}: {told}")  # noqa: T201  the plain form of this program is this line
+        result = "a single rank has no group" if latency is None else f"4 KB all_sum: {latency * 1e6:.1f} us"
+        print(f"{world.name()}: {result}")  # noqa: T201  the output under plain mlx.launch
     if options.linger and link.wired:
-        link.stage("idle", "up and waiting")
-        link.receive("stop", deadline=float("inf"))
+        link.stage("idle", "waiting for stop")
+        link.receive(Stop, deadline=float("inf"))
     return 0
 
 

@@ -1,5 +1,5 @@
-"""Simulated Macs on one machine, so that every step can be walked, and tested, with no hardware.
+"""Simulated Macs on one machine, so that every step can be tried and tested without hardware.
 
-`macs.py` describes a cluster, `faults.py` breaks it on purpose, `tools.py` says what its Macs' own commands
-print. A rehearsal proves nothing about RDMA, and all that shows one says so.
+`macs.py` describes a cluster, `faults.py` adds faults to it, `tools.py` has the output of its Macs' commands.
+A rehearsal proves nothing about RDMA, and every user interface that shows one marks it as REHEARSAL.
 """

@@ -1,13 +1,13 @@
-"""What commands that change a Mac's network do to its description; pure.
+"""The effect of commands that change a simulated Mac's network on its description. Pure.
 
-ifconfig, route, networksetup and sysctl, as far as setting up Thunderbolt ports and taking that back needs
-them. Refusals are in the tools' own words.
+Covers ifconfig, route, networksetup and sysctl as far as the set-up of Thunderbolt ports and its undo need
+them. Errors have the tools' own messages.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Interface
 
-from jaccl_kernel.errors import InputError
+from jaccl_kernel.core.errors import InputError
 from jaccl_kernel.rehearsal.macs import ClusterSpec, MacSpec
 from jaccl_kernel.rehearsal.network import BRIDGE, late_addresses, service
 
@@ -15,30 +15,30 @@ _WIRED_LIMIT = "iogpu.wired_limit_mb="
 
 
 def after(spec: ClusterSpec, node: int, lines: Iterable[Sequence[str]]) -> ClusterSpec:
-    """The cluster after these command lines ran on one Mac; one that it no longer takes changes nothing.
+    """Apply these command lines on one Mac; those that are no longer valid are skipped.
 
     Args:
-        spec: the cluster as it was.
-        node: which Mac, from 0.
-        lines: commands with their arguments, the oldest first.
+        spec: the initial cluster.
+        node: the index of the Mac.
+        lines: commands with arguments, the oldest first.
     """
     for line in lines:
         try:
             spec = change(spec, node, line)
-        except InputError:  # the cabling is another one since
+        except InputError:  # the cables have changed since
             continue
     return spec
 
 
 def change(spec: ClusterSpec, node: int, line: Sequence[str]) -> ClusterSpec:
-    """The cluster after one command line ran on one Mac as root.
+    """Apply one command line, run as root on one Mac.
 
     Raises:
-        InputError: the tool would refuse; `what` is what it would say.
+        InputError: the tool rejects it; `what` is the tool's error message.
     """
     tool, *words = line
     if tool not in TOOLS:
-        raise InputError(f"{tool}: the rehearsal has no such command that changes a Mac")
+        raise InputError(f"{tool}: not supported in a rehearsal")
     changes = TOOLS[tool](spec, node, words)
     return spec.with_mac(node, **changes)
 
@@ -51,11 +51,11 @@ def _ifconfig(spec: ClusterSpec, node: int, words: Sequence[str]) -> dict[str, o
     number = mac.port_of(interface)
     if number is None:
         if interface in ("lo0", "en0", "en1"):
-            raise InputError(f"ifconfig: the rehearsal lets no one change {interface}")
+            raise InputError(f"ifconfig: {interface} cannot be changed in a rehearsal")
         raise InputError(f"ifconfig: interface {interface} does not exist")
     if rest[:1] == ["inet6"]:
         return _inet6(mac, node, number, rest[1:])
-    down, given, address, mask, verb = mac.down, spec.ipv4(node, number), "", "", "set"
+    down, current, address, mask, verb = mac.down, spec.ipv4(node, number), "", "", "set"
     remaining = iter([word for word in rest if word != "inet"])
     for word in remaining:
         if word in ("up", "down"):
@@ -71,37 +71,37 @@ def _ifconfig(spec: ClusterSpec, node: int, words: Sequence[str]) -> dict[str, o
         else:
             raise InputError(f"ifconfig: {word}: bad value")
     if address or verb == "delete":
-        given = _addresses(given, address, mask, verb)
-        return {"down": down, "ipv4": {**mac.ipv4, number: given}}
+        current = _addresses(current, address, mask, verb)
+        return {"down": down, "ipv4": {**mac.ipv4, number: current}}
     return {"down": down}
 
 
 def _addresses(
-    given: tuple[IPv4Interface, ...], address: str, mask: str, verb: str
+    current: tuple[IPv4Interface, ...], address: str, mask: str, verb: str
 ) -> tuple[IPv4Interface, ...]:
-    """A port's addresses after one was set in place of the first, added, or taken away."""
-    named = _interface("ifconfig", address, mask) if address else next(iter(given), None)
-    others = tuple(one for one in given if named is None or one.ip != named.ip)
+    """A port's addresses after one is set (replacing the first), added or deleted."""
+    named = _interface("ifconfig", address, mask) if address else next(iter(current), None)
+    others = tuple(one for one in current if named is None or one.ip != named.ip)
     if verb == "delete":
-        if named is None or len(others) == len(given):
+        if named is None or len(others) == len(current):
             raise InputError("ifconfig: ioctl (SIOCDIFADDR): Can't assign requested address")
         return others
     assert named is not None
-    return (*others, named) if verb == "add" else (named, *(one for one in given[1:] if one.ip != named.ip))
+    return (*others, named) if verb == "add" else (named, *(one for one in current[1:] if one.ip != named.ip))
 
 
 def _interface(tool: str, address: str, mask: str) -> IPv4Interface:
     try:
         if mask.startswith("0x"):
             mask = str(IPv4Address(int(mask, 16)))
-        # without a mask, ifconfig goes by the address's old class, of which the link-local ones are B
+        # without a mask, ifconfig uses the address class, which is B for link-local addresses
         return IPv4Interface(address if "/" in address else f"{address}/{mask or 16}")
     except ValueError:
         raise InputError(f"{tool}: {address}: bad value") from None
 
 
 def _inet6(mac: MacSpec, node: int, number: int, words: Sequence[str]) -> dict[str, object]:
-    """The one thing to do with IPv6 here: take away the address that keeps IPv4 from GID index 1."""
+    """The only supported IPv6 change: delete the address that occupies GID index 1."""
     address, verb = words if len(words) == 2 else ("", "")
     if verb in ("delete", "-alias", "remove") and address in late_addresses(mac, node, number):
         return {"late_gid": mac.late_gid - {number}}
@@ -109,11 +109,11 @@ def _inet6(mac: MacSpec, node: int, number: int, words: Sequence[str]) -> dict[s
 
 
 def _bridge(mac: MacSpec, words: Sequence[str]) -> dict[str, object]:
-    state, members, silent = mac.bridge_state, mac.bridged, mac.no_ipv4
+    state, members, without_ipv4 = mac.bridge_state, mac.bridged, mac.no_ipv4
     remaining = iter(words)
     for word in remaining:
         if (state == "none") != (word == "create"):
-            problem = "does not exist" if state == "none" else "exists already"
+            problem = "does not exist" if state == "none" else "already exists"
             raise InputError(f"ifconfig: interface {BRIDGE} {problem}")
         if word in ("addm", "deletem"):
             interface = next(remaining, "")
@@ -122,14 +122,16 @@ def _bridge(mac: MacSpec, words: Sequence[str]) -> dict[str, object]:
                 reason = "Device busy" if number in members else "No such file or directory"
                 raise InputError(f"ifconfig: BRDG{'ADD' if word == 'addm' else 'DEL'} {interface}: {reason}")
             members = members | {number} if word == "addm" else members - {number}
-            silent = silent | {number}  # nothing asks for an address on a port that left the bridge
+            without_ipv4 = without_ipv4 | {
+                number
+            }  # macOS assigns no address to a port removed from the bridge
         elif word in ("up", "down"):
             state = "up" if word == "up" else "down"
         elif word in ("create", "destroy"):
             state, members = ("up" if word == "create" else "none"), frozenset()
         else:
             raise InputError(f"ifconfig: {word}: bad value")
-    return {"bridge": state, "bridged": members, "no_ipv4": silent}
+    return {"bridge": state, "bridged": members, "no_ipv4": without_ipv4}
 
 
 def _route(spec: ClusterSpec, node: int, words: Sequence[str]) -> dict[str, object]:
@@ -163,7 +165,7 @@ def _networksetup(spec: ClusterSpec, node: int, words: Sequence[str]) -> dict[st
     if verb == "-setdhcp":
         others = {key: value for key, value in mac.ipv4.items() if key != number}
         return {"ipv4": others, "no_ipv4": mac.no_ipv4 - {number}}
-    raise InputError(f"networksetup: the rehearsal knows no {' '.join(words)}")
+    raise InputError(f"networksetup: not supported in a rehearsal: {' '.join(words)}")
 
 
 def _sysctl(_spec: ClusterSpec, _node: int, words: Sequence[str]) -> dict[str, object]:
@@ -181,4 +183,4 @@ TOOLS: Mapping[str, Callable[[ClusterSpec, int, Sequence[str]], dict[str, object
     "networksetup": _networksetup,
     "sysctl": _sysctl,
 }
-"""The commands that can change a Mac; each gives the attributes of `MacSpec` that it changes."""
+"""The commands that can change a Mac; each returns the changed attributes of `MacSpec`."""

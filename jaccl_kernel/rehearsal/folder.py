@@ -1,7 +1,7 @@
-"""A simulated Mac on disk: its commands in `bin`, and below `.rehearsal` what was changed on it, and how.
+"""The files of a simulated Mac: its commands in `bin`, and its changes in `.rehearsal`.
 
-A Mac is described by its hostfile; what people then did to it with its own commands is kept here as command
-lines, and put on top of that description until it is restarted.
+The hostfile describes a Mac. Commands that the user runs on it to change it are stored here as command lines
+and applied to that description until a restart.
 """
 
 import contextlib
@@ -16,41 +16,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaccl_kernel.errors import JacclError
+from jaccl_kernel.core.errors import JacclError
 from jaccl_kernel.rehearsal import changes
 from jaccl_kernel.rehearsal.macs import ClusterSpec
-from jaccl_kernel.rehearsal.plan import Plan
+from jaccl_kernel.rehearsal.plan import RehearsalPlan
 from jaccl_kernel.rehearsal.scripts import MARK, scripts
 
 
 @dataclass(frozen=True)
 class MacFolder:
-    """The home of one simulated Mac."""
+    """The home folder of one simulated Mac."""
 
     home: Path
 
     @property
     def commands(self) -> Path:
-        """Its commands."""
+        """The folder of its commands."""
         return self.home / "bin"
 
     @property
     def models(self) -> Path:
-        """Its models."""
+        """The folder of its models."""
         return self.home / "models"
 
     @property
     def state(self) -> Path:
-        """What the rehearsal itself keeps here."""
+        """The folder of the rehearsal's own state."""
         return self.home / ".rehearsal"
 
-    def prepare(self, plan: Plan, spec: ClusterSpec, node: int) -> None:
-        """Write the Mac's commands if they are not there, or answer for another description.
+    def prepare(self, plan: RehearsalPlan, spec: ClusterSpec, node: int) -> None:
+        """Write the Mac's commands if they are missing or belong to another description.
 
         Args:
-            plan: the rehearsal, kept here for what is typed on the Mac.
+            plan: the rehearsal, stored for later changes by commands.
             spec: the plan's cluster.
-            node: which of its Macs this is.
+            node: the index of this Mac.
 
         Raises:
             OSError: the folder cannot be written.
@@ -59,33 +59,33 @@ class MacFolder:
         self.commands.mkdir(exist_ok=True)
         self.state.mkdir(exist_ok=True)
         made = self._scripts(spec, node)
-        told = {"plan": plan.to_json(), "node": node, "digest": _digest(made)}
-        if self._kept() == told and made.keys() <= {path.name for path in self.commands.iterdir()}:
+        description = {"plan": plan.to_json(), "node": node, "digest": _digest(made)}
+        if self._stored() == description and made.keys() <= {path.name for path in self.commands.iterdir()}:
             return
         with self._locked():
-            self._write_all(made, told)
+            self._write_all(made, description)
 
     def change(self, line: Sequence[str]) -> None:
-        """Do to this Mac what a command line that is typed there does; later scans show it.
+        """Apply a command line that changes this Mac; later scans show the result.
 
         Raises:
-            InputError: the tool refuses; `what` is what it says.
-            JacclError: this is not the home of a simulated Mac.
+            InputError: the tool rejects the command line; `what` is its error message.
+            JacclError: the folder is not the home of a simulated Mac.
         """
         with self._locked():
-            kept = self._kept()
-            if kept is None:
-                raise JacclError("is not the home of a simulated Mac", where=str(self.home))
-            plan, node, done = kept["plan"], kept["node"], self.changes()
-            spec = Plan(tuple(plan["macs"]), tuple(plan["faults"])).spec()
+            stored = self._stored()
+            if stored is None:
+                raise JacclError("not the home of a simulated Mac", where=str(self.home))
+            plan, node, done = stored["plan"], stored["node"], self.changes()
+            spec = RehearsalPlan(tuple(plan["macs"]), tuple(plan["faults"])).spec()
             changes.change(changes.after(spec, node, done), node, line)
             text = "".join(f"{shlex.join(one)}\n" for one in (*done, line))
             _write(self.state / "changes", text)
             made = self._scripts(spec, node)
-            self._write_all(made, {**kept, "digest": _digest(made)})
+            self._write_all(made, {**stored, "digest": _digest(made)})
 
     def changes(self) -> list[list[str]]:
-        """The command lines that changed this Mac since it was last restarted."""
+        """The command lines that changed this Mac since its last restart."""
         try:
             text = (self.state / "changes").read_text("utf-8")
         except FileNotFoundError:
@@ -93,20 +93,20 @@ class MacFolder:
         return [shlex.split(line) for line in text.splitlines()]
 
     def restart(self) -> None:
-        """Forget the changes, as macOS forgets them at a reboot; `prepare` must follow."""
+        """Discard the changes, as a reboot of macOS does; call `prepare` afterwards."""
         (self.state / "changes").unlink(missing_ok=True)
 
     def _scripts(self, spec: ClusterSpec, node: int) -> dict[str, str]:
         return scripts(changes.after(spec, node, self.changes()), node, self.home, sys.executable)
 
-    def _kept(self) -> dict[str, Any] | None:
+    def _stored(self) -> dict[str, Any] | None:
         with contextlib.suppress(OSError, ValueError):
-            kept = json.loads((self.state / "mac.json").read_text("utf-8"))
-            return kept if isinstance(kept, dict) else None
+            stored = json.loads((self.state / "mac.json").read_text("utf-8"))
+            return stored if isinstance(stored, dict) else None
         return None
 
     def _write_all(self, made: dict[str, str], description: dict[str, Any]) -> None:
-        """Write the commands, take away those of an earlier description, and say what they are, last."""
+        """Write the commands, remove those of an earlier description, then write the description."""
         for name, text in made.items():
             _write(self.commands / name, text, mode=0o755)
         for path in self.commands.iterdir():
@@ -126,7 +126,7 @@ def _digest(made: dict[str, str]) -> str:
 
 
 def _write(path: Path, text: str, mode: int = 0o644) -> None:
-    """Replace the file: a command that runs meanwhile is the old one or the new one, whole."""
+    """Replace the file atomically, since a command may run at the same time."""
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     scratch.write_text(text, "utf-8")
     scratch.chmod(mode)

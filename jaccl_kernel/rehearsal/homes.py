@@ -1,23 +1,23 @@
-"""The simulated Macs as places on this machine: a home, a model folder and a set of commands for each.
+"""The simulated Macs on this machine: a home folder, a model folder and a set of commands for each.
 
-A rank takes its Mac from its rank number. The Macs stand in the cache folder by their names: what was copied
-to them stays when another hostfile describes them, and what was typed on them stays until they are restarted.
-Nothing here, and nothing that runs on it, proves anything about RDMA.
+Each rank uses the Mac with its rank number. The Macs are in the cache folder by name: copied files persist
+when another hostfile describes them, and changes by commands persist until a restart. Nothing here proves
+anything about RDMA.
 """
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaccl_kernel.cluster.hostfile import Hostfile
-from jaccl_kernel.cluster.shell import Node
-from jaccl_kernel.errors import JacclError
-from jaccl_kernel.paths import cache_dir
+from jaccl_kernel.core.errors import JacclError
+from jaccl_kernel.core.paths import cache_dir
+from jaccl_kernel.hostfile.hostfile import Hostfile
+from jaccl_kernel.nodes.node import Node
 from jaccl_kernel.rehearsal.folder import MacFolder
 from jaccl_kernel.rehearsal.macs import ClusterSpec
 from jaccl_kernel.rehearsal.models import give_back, place_model, withhold
 from jaccl_kernel.rehearsal.node import SimulatedNode
-from jaccl_kernel.rehearsal.plan import KEY, NOTE, Plan, is_rehearsal, make_hostfile
+from jaccl_kernel.rehearsal.plan import KEY, NOTE, RehearsalPlan, is_rehearsal, make_hostfile
 from jaccl_kernel.rehearsal.tools import ssh_error
 
 __all__ = [
@@ -35,51 +35,51 @@ __all__ = [
 
 @dataclass(frozen=True)
 class SimulatedMac(MacFolder):
-    """One simulated Mac: where its user lives, where its models lie, where its commands are.
+    """One simulated Mac: its home, its models and its commands.
 
-    `refusal` is what ssh says of it, if it is out of reach.
+    `ssh_error` is ssh's error message if the Mac is unreachable.
     """
 
     name: str
-    refusal: str | None = None
+    ssh_error: str | None = None
 
     @property
     def python(self) -> Path:
-        """Its interpreter: tells the versions of the description, and runs as the one that we run on."""
+        """Its interpreter, which reports the versions of the description but runs our interpreter."""
         return self.commands / "python3"
 
     def environment(self) -> dict[str, str]:
-        """What a process on this Mac finds in its environment."""
+        """The environment variables of a process on this Mac."""
         path = f"{self.commands}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-        # the caches stay this machine's: four copies of the demo model would serve nobody
+        # share this machine's cache, to avoid four copies of the demo model
         return {"HOME": str(self.home), "PATH": path, "JACCL_CACHE": str(cache_dir())}
 
     def node(self) -> Node:
-        """The way to it, as to any node."""
-        return SimulatedNode(self.name, self.home, self.environment(), self.refusal)
+        """The node that runs commands on this Mac."""
+        return SimulatedNode(self.name, self.home, self.environment(), self.ssh_error)
 
 
 def macs(hostfile: Hostfile) -> list[SimulatedMac]:
-    """The simulated Macs of a rehearsal's hostfile, one a rank; their homes need not exist yet.
+    """The simulated Macs of a rehearsal's hostfile, one per rank; their homes may not exist yet.
 
     Raises:
-        HostfileError, InputError: the hostfile describes no rehearsal.
+        HostfileError, InputError: the hostfile is not a valid rehearsal.
     """
-    return _macs(hostfile, Plan.of(hostfile).spec())
+    return _macs(hostfile, RehearsalPlan.of(hostfile).spec())
 
 
 def prepare(hostfile: Hostfile, *, restart: bool = False) -> list[SimulatedMac]:
-    """Make the Macs' homes be as the hostfile describes them, as far as they are not, and return the Macs.
+    """Create or update the Macs' homes from the hostfile, and return the Macs.
 
     Args:
-        hostfile: a rehearsal's.
-        restart: forget what was typed on the Macs, and make their models whole again.
+        hostfile: the hostfile of a rehearsal.
+        restart: revert changes by commands, and restore removed model files.
 
     Raises:
-        HostfileError, InputError: the hostfile describes no rehearsal.
+        HostfileError, InputError: the hostfile is not a valid rehearsal.
         JacclError: the homes cannot be written.
     """
-    plan = Plan.of(hostfile)
+    plan = RehearsalPlan.of(hostfile)
     spec = plan.spec()
     found = _macs(hostfile, spec)
     try:
@@ -95,15 +95,15 @@ def prepare(hostfile: Hostfile, *, restart: bool = False) -> list[SimulatedMac]:
                 give_back(mac)
     except OSError as error:
         raise JacclError(
-            f"the simulated Macs' homes cannot be made: {error.strerror or error}",
+            f"cannot create the homes of the simulated Macs: {error.strerror or error}",
             where=str(cache_dir() / KEY),
-            fix="Free some space there, or set JACCL_CACHE to another folder.",
+            fix="Free disk space, or set JACCL_CACHE to another folder.",
         ) from error
     return found
 
 
 def ranks_at_once(size: int) -> int:
-    """How many of the simulated Macs can run a rank at full speed: one a core."""
+    """The number of simulated Macs that can run a rank at full speed: one per core."""
     return max(1, min(size, os.cpu_count() or 1))
 
 

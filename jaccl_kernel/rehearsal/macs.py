@@ -1,7 +1,7 @@
-"""A simulated cluster as plain data: Macs, their ports, and the cables between them; pure.
+"""A simulated cluster as plain data: Macs, their ports, and the cables between them. Pure.
 
-Nodes are counted from 0 here, ports by the number on their receptacle. What the Macs' commands print of all
-this is in `tools.py`; the ways to break it are in `faults.py`.
+Nodes are numbered from 0 here, ports by the number of their receptacle. `tools.py` has the output of the
+Macs' commands, `faults.py` the faults.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,14 +10,18 @@ from ipaddress import IPv4Interface
 from itertools import combinations
 from typing import Literal
 
-from jaccl_kernel.errors import InputError
+from jaccl_kernel import __version__
+from jaccl_kernel.core.errors import InputError
 
-MOST_MACS = 8
-PORTS_OF_A_STUDIO = 6
-"""Thunderbolt 5 ports of a Mac Studio with M3 Ultra: a mesh of seven is the largest that any Mac allows."""
+MAX_MACS = 8
+RDMA_PORTS_OF_A_STUDIO = 5
+"""Ports of a Mac Studio with M3 Ultra that carry RDMA, which allow a mesh of at most six Macs.
 
-# Real Macs do not number interfaces as ports: Thunderbolt 2 was en6 and Thunderbolt 3 en2 on one.
-_INTERFACES = (("en3", "en4", "en5", "en6", "en2", "en7"), ("en3", "en6", "en2", "en5", "en4", "en7"))
+It has six Thunderbolt 5 ports, but the one beside Ethernet (en2) carries no RDMA, according to exo's README.
+"""
+
+# Real Macs number interfaces and ports differently: on one Mac, Thunderbolt 2 is en6 and Thunderbolt 3 en2.
+_INTERFACES = (("en3", "en4", "en5", "en6", "en2", "en7"), ("en3", "en6", "en7", "en5", "en4", "en2"))
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,12 @@ class MacSpec:
     Attributes:
         bridged, no_ipv4, late_gid: ports in the Thunderbolt bridge, without an IPv4 address, or with their
             IPv4 GID at index 2.
-        bridge: "up", "down", or "none" when there is no bridge0; it is up as soon as it has members.
-        ipv4: addresses that somebody gave to a port, by its number; the others have what macOS gave them.
-        down: ports whose interface is switched off.
-        routes: the interface of each host or network that somebody routed.
-        devices: what else is plugged in, by port.
-        hangs: names of commands that never end.
+        bridge: "up", "down", or "none" without a bridge0; it is up as soon as it has members.
+        ipv4: manually assigned addresses by port number; other ports have macOS's default.
+        down: ports whose interface is down.
+        routes: manual routes: the interface for each host or network.
+        devices: other connected devices by port number.
+        hangs: names of commands that hang.
         reachable: "yes", "ssh-fails", or "asleep".
         partial_model: whether its copy of the model lacks a file.
     """
@@ -63,47 +67,56 @@ class MacSpec:
     mlx: str = "0.32.4"
     mlx_lm: str = "0.32.2"
     transformers: str = "5.1.0"
-    jaccl_kernel: str = "0.1.0"
+    jaccl_kernel: str = __version__
     reachable: Literal["yes", "ssh-fails", "asleep"] = "yes"
     partial_model: bool = False
 
     @property
     def has_rdma(self) -> bool:
-        """Whether RDMA devices are there: on a Thunderbolt 4 Mac none is, whatever `rdma_ctl` says."""
+        """Whether the Mac has RDMA devices; never on a Thunderbolt 4 Mac, whatever `rdma_ctl` says."""
         return self.rdma and self.thunderbolt == 5
 
     @property
     def bridge_state(self) -> Literal["up", "down", "none"]:
-        """What bridge0 is doing."""
+        """The state of bridge0."""
         return "up" if self.bridged and self.bridge == "none" else self.bridge
 
+    @property
+    def port_beside_ethernet(self) -> int | None:
+        """The number of a Mac Studio's port beside Ethernet, which carries no RDMA."""
+        return self.port_of("en2") if self.product == "Mac Studio" else None
+
     def port_of(self, interface: str) -> int | None:
-        """The number of the Thunderbolt port that an interface belongs to."""
+        """The number of the Thunderbolt port of an interface."""
         return next((number for number, name in self.interfaces.items() if name == interface), None)
 
 
 @dataclass(frozen=True)
 class CableSpec:
-    """A cable between two (node, port number) ends; `unseen_by` is a node that does not list it."""
+    """A cable between two (node, port number) ends.
+
+    `unseen_by` is a node that does not list it, `hub` the name of a hub in between, listed at end `a`.
+    """
 
     a: tuple[int, int]
     b: tuple[int, int]
     gbps: int = 80
     unseen_by: int | None = None
+    hub: str | None = None
 
     @property
     def nodes(self) -> tuple[int, int]:
         """The two nodes, smaller first."""
         return min(self.a[0], self.b[0]), max(self.a[0], self.b[0])
 
-    def far_end(self, end: tuple[int, int]) -> tuple[int, int]:
+    def other_end(self, end: tuple[int, int]) -> tuple[int, int]:
         """The other end."""
         return self.b if end == self.a else self.a
 
 
 @dataclass(frozen=True)
 class ClusterSpec:
-    """A simulated cluster. `coordinator` is the address that its hostfile names for rank 0."""
+    """A simulated cluster. `coordinator` is rank 0's address in its hostfile."""
 
     macs: tuple[MacSpec, ...]
     cables: tuple[CableSpec, ...]
@@ -111,41 +124,43 @@ class ClusterSpec:
 
     @classmethod
     def healthy(cls, n: int = 4, names: Sequence[str] = ()) -> "ClusterSpec":
-        """n Mac Studios that are ready: a full mesh up to seven; eight, which lack the ports, as a ring.
+        """A healthy cluster of n Mac Studios: a full mesh up to six, a larger ring (too few ports).
 
         Args:
-            n: how many.
-            names: what they are called; `macstudio1` and so on by default.
+            n: number of Macs.
+            names: their names; `macstudio1` and so on by default.
 
         Raises:
             InputError: n is not 1 to 8.
         """
-        if not 1 <= n <= MOST_MACS:
-            raise InputError(f"a rehearsal of {n} Macs", fix=f"Choose 1 to {MOST_MACS}.")
+        if not 1 <= n <= MAX_MACS:
+            raise InputError(
+                f"a rehearsal needs 1 to {MAX_MACS} Macs (got {n})", fix="Choose another number."
+            )
         names = names or [f"macstudio{i + 1}" for i in range(n)]
         macs = tuple(_studio(i, name) for i, name in zip(range(n), names, strict=True))
         spec = cls(macs, (), coordinator=macs[0].lan_ip)
-        mesh = n - 1 <= PORTS_OF_A_STUDIO
+        mesh = n - 1 <= RDMA_PORTS_OF_A_STUDIO
         for pair in combinations(range(n), 2) if mesh else [(i, (i + 1) % n) for i in range(n)]:
             spec = spec.with_cable(*pair)
         return spec
 
     def with_cable(self, a: int, b: int) -> "ClusterSpec":
-        """One more cable between two nodes, in their first free ports.
+        """Add a cable between two nodes, in their first free ports.
 
         Raises:
-            InputError: a node has no free port left.
+            InputError: a node has no free port.
         """
         first = self.free_port(a)
         second = self.free_port(b, taken=first if a == b else None)
         return replace(self, cables=(*self.cables, CableSpec((a, first), (b, second))))
 
     def without(self, *cables: CableSpec) -> "ClusterSpec":
-        """The cluster with these cables pulled out."""
+        """Remove these cables."""
         return replace(self, cables=tuple(cable for cable in self.cables if cable not in cables))
 
     def with_mac(self, node: int, **changes: object) -> "ClusterSpec":
-        """The cluster with some attributes of one Mac changed."""
+        """Change some attributes of one Mac."""
         changed = replace(self.macs[node], **changes)  # type: ignore[arg-type]  # replace checks the names
         return replace(self, macs=(*self.macs[:node], changed, *self.macs[node + 1 :]))
 
@@ -154,11 +169,11 @@ class ClusterSpec:
         return [cable for cable in self.cables if cable.nodes == (min(a, b), max(a, b))]
 
     def cables_of(self, node: int) -> dict[int, CableSpec]:
-        """What is in a node's ports, by their numbers."""
+        """The cables in a node's ports, by port number."""
         return {number: cable for cable, number in self._ends(node)}
 
     def ipv4(self, node: int, number: int) -> tuple[IPv4Interface, ...]:
-        """The IPv4 addresses of a port: those that somebody gave it, else macOS's own to a cabled port."""
+        """The IPv4 addresses of a port: manual ones, else macOS's default for a port with a cable."""
         mac = self.macs[node]
         if number in mac.ipv4:
             return mac.ipv4[number]
@@ -167,16 +182,17 @@ class ClusterSpec:
         return (IPv4Interface(f"169.254.{node + 1}.{number}/16"),)
 
     def free_port(self, node: int, taken: int | None = None) -> int:
-        """The number of a node's first free port, `taken` left out.
+        """The number of a node's first free port, other than `taken`; the one beside Ethernet comes last.
 
         Raises:
-            InputError: it has none.
+            InputError: the node has no free port.
         """
         mac = self.macs[node]
         used = {*self.cables_of(node), *mac.devices, taken}
-        number = next((number for number in sorted(mac.interfaces) if number not in used), None)
+        ports = sorted(mac.interfaces, key=lambda number: (number == mac.port_beside_ethernet, number))
+        number = next((number for number in ports if number not in used), None)
         if number is None:
-            fix = "Take out another cable first, or choose fewer Macs."
+            fix = "Remove another cable first, or choose fewer Macs."
             raise InputError(f"{mac.name} has no free Thunderbolt port", fix=fix)
         return number
 

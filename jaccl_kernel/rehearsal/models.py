@@ -1,6 +1,6 @@
-"""Models in the model folders of simulated Macs: put there, made partial on purpose, and made whole again.
+"""Models in the model folders of simulated Macs: copied, made incomplete for a fault, and restored.
 
-Files are copied, never linked: what a rehearsal does to them must not reach the model that they came from.
+Files are copied, never linked, so that a rehearsal cannot change the original model.
 """
 
 import secrets
@@ -17,16 +17,16 @@ _SHELF = "withheld"
 def place_model(
     mac: MacFolder, source: Path, name: str | None = None, *, without: Iterable[str] = ()
 ) -> Path:
-    """Copy a model into a Mac's model folder, in place of one of that name; it is there when it is whole.
+    """Copy a model to a Mac's model folder atomically; an existing model of that name is replaced.
 
     Args:
-        mac: whose folder.
+        mac: the Mac.
         source: a model folder on this machine.
-        name: what it is called there; as `source` by default.
-        without: names of files to leave out, for a copy that lacks something.
+        name: the name of the copy; that of `source` by default.
+        without: names of files to omit, for an incomplete copy.
 
     Raises:
-        OSError: it cannot be copied; nothing is left of it then.
+        OSError: the copy failed; it leaves no files.
     """
     target = mac.models / (name or source.name)
     scratch = mac.models / f".{target.name}.{secrets.token_hex(4)}"
@@ -42,10 +42,10 @@ def place_model(
 
 
 def withhold(mac: MacFolder) -> None:
-    """Take the last weights file of each model away, once: a copy that somebody completes stays complete.
+    """Remove the last weights file of each model, once: a copy that the user completes stays complete.
 
-    A Mac without any model gets the demo model first, if it is in the cache; else there is nothing to take
-    yet, and a later call does it.
+    A Mac without a model gets the demo model first, if that is in the cache; otherwise a later call removes
+    the file.
 
     Raises:
         OSError: the folder cannot be written.
@@ -57,13 +57,13 @@ def withhold(mac: MacFolder) -> None:
         place_model(mac, demo_path())
     for model in _models(mac):
         if weights := sorted(model.glob("*.safetensors")):
-            place = shelf / model.relative_to(mac.models)
-            place.mkdir(parents=True, exist_ok=True)
-            weights[-1].rename(place / weights[-1].name)
+            folder = shelf / model.relative_to(mac.models)
+            folder.mkdir(parents=True, exist_ok=True)
+            weights[-1].rename(folder / weights[-1].name)
 
 
 def give_back(mac: MacFolder) -> None:
-    """Put back what `withhold` took, where it is still missing.
+    """Restore the files that `withhold` removed, where they are still missing.
 
     Raises:
         OSError: the folder cannot be written.
@@ -79,7 +79,7 @@ def give_back(mac: MacFolder) -> None:
 
 
 def _models(mac: MacFolder) -> Iterator[Path]:
-    """The model folders, in order; those of an unfinished copy begin with a dot."""
+    """The model folders in order, without those of unfinished copies, whose names start with a dot."""
     for config in sorted(mac.models.rglob("config.json")):
         if not any(part.startswith(".") for part in config.relative_to(mac.models).parts):
             yield config.parent

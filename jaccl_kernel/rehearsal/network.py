@@ -1,6 +1,6 @@
-"""The network of a simulated Mac in the words of ifconfig, ipconfig and networksetup, and its GIDs; pure.
+"""The network of a simulated Mac in the output of ifconfig, ipconfig and networksetup, and its GIDs. Pure.
 
-How it came to be so (macOS, a fault, or a command that somebody typed) is not known here.
+The state may come from macOS's defaults, a fault, or a command of the user.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ lo0: flags=8049<UP,LOOPBACK,RUNNING,MULTICAST> mtu 16384
 
 
 def service(number: int) -> str:
-    """What networksetup calls a Thunderbolt port."""
+    """networksetup's name of a Thunderbolt port."""
     return f"Thunderbolt {number}"
 
 
@@ -28,19 +28,19 @@ def gids(spec: ClusterSpec, node: int, number: int) -> list[str]:
     mac = spec.macs[node]
     if number not in spec.cables_of(node) or number in mac.down:
         return []
-    if number in mac.bridged and mac.bridge_state == "up":  # a member usually has none of its own
+    if number in mac.bridged and mac.bridge_state == "up":  # a bridge member usually has no GID
         return []
     mapped = [f"::ffff:{address.ip}" for address in spec.ipv4(node, number)]
     return [_link_local(node, number), *late_addresses(mac, node, number), *mapped]
 
 
 def late_addresses(mac: MacSpec, node: int, number: int) -> list[str]:
-    """The IPv6 address that takes index 1 of a port's GID table from its IPv4 address, if one does."""
+    """The IPv6 address that occupies index 1 of a port's GID table instead of the IPv4 address, if any."""
     return [f"fd00::{node + 1:x}:{number:x}"] if number in mac.late_gid else []
 
 
 def answers(spec: ClusterSpec, node: int) -> Iterator[tuple[str, str, int]]:
-    """All that can be asked about the network: command line, what it prints, exit status."""
+    """All network commands: command line, output, exit status."""
     mac = spec.macs[node]
     yield "networksetup -listallhardwareports", _hardware_ports(mac, node), 0
     names = ["Ethernet", BRIDGE_SERVICE, "Wi-Fi", *(service(number) for number in sorted(mac.interfaces))]
@@ -70,7 +70,7 @@ def _addresses(spec: ClusterSpec, node: int) -> Iterator[tuple[str, str | None]]
 
 
 def _interfaces(spec: ClusterSpec, node: int) -> Iterator[tuple[str, str]]:
-    """What ifconfig prints of each interface that is there."""
+    """The output of ifconfig for each existing interface."""
     mac = spec.macs[node]
     yield "lo0", _LOOPBACK
     own: tuple[tuple[str, str | None], ...] = (("en0", mac.lan_ip), ("en1", mac.wifi_ip))

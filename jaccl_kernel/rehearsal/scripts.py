@@ -1,7 +1,7 @@
-"""The commands of a simulated Mac as sh scripts with prepared answers: a scan of four Macs runs 80 at once.
+"""The commands of a simulated Mac as sh scripts with prepared output: a scan of four Macs runs 80 at once.
 
-A script knows whole command lines; what it does not know it refuses, or hands to `typed.py` where it may
-change the Mac. Pure: `folder.py` writes them.
+A script matches complete command lines. It rejects unknown ones, or passes them to `typed.py` if the tool can
+change the Mac. Pure: `folder.py` writes the scripts.
 """
 
 import shlex
@@ -9,16 +9,16 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from jaccl_kernel.cluster.commands import CommandResult, commands
 from jaccl_kernel.rehearsal.changes import TOOLS
 from jaccl_kernel.rehearsal.macs import ClusterSpec
 from jaccl_kernel.rehearsal.tools import outputs, python_answer
+from jaccl_kernel.topology.tools.commands import CommandResult, commands
 
 ROOT = "JACCL_REHEARSAL_ROOT"
-"""Set for what the simulated sudo runs; it gives no rights over this machine."""
+"""Set for commands that the simulated sudo runs; it grants no privileges on this machine."""
 
 MARK = "#!/bin/sh\n# REHEARSAL:"
-"""How every script of ours begins."""
+"""The start of every script."""
 
 _HANG = "exec sleep 86400\n"
 _PYTHONS = ("python3", "python")
@@ -30,9 +30,9 @@ def scripts(spec: ClusterSpec, node: int, home: Path, python: str) -> dict[str, 
 
     Args:
         spec: the cluster.
-        node: which Mac, from 0.
-        home: its home; its commands stand in `bin` there.
-        python: the interpreter that its python3 really is.
+        node: the index of the Mac.
+        home: its home; its commands are in `bin`.
+        python: the interpreter that its python3 runs.
     """
     mac = spec.macs[node]
     answers: dict[str, dict[str, CommandResult]] = defaultdict(dict)
@@ -45,9 +45,9 @@ def scripts(spec: ClusterSpec, node: int, home: Path, python: str) -> dict[str, 
         otherwise = f'exec {typed} {name} "$@"\n' if name in TOOLS else _refusal(name)
         made[name] = _script(name, answers[name], otherwise)
     for name in _PYTHONS:
-        asked = next(command.argv for command in commands(name) if command.id == "python")
-        told = CommandResult(python_answer(mac, str(home / "bin" / name)))
-        made[name] = _script(name, {" ".join(asked[1:]): told}, f'exec {shlex.quote(python)} "$@"\n')
+        probe = next(command.argv for command in commands(name) if command.id == "python")
+        answer = CommandResult(python_answer(mac, str(home / "bin" / name)))
+        made[name] = _script(name, {" ".join(probe[1:]): answer}, f'exec {shlex.quote(python)} "$@"\n')
     return made | {name: f"{MARK} {name} hangs\n{_HANG}" for name in mac.hangs}
 
 
@@ -58,17 +58,17 @@ def _script(name: str, answers: dict[str, CommandResult], otherwise: str) -> str
 
 def _cases(answers: dict[str, CommandResult]) -> Iterator[str]:
     for arguments, answer in answers.items():
-        said = f"printf %s {shlex.quote(answer.stdout)}; " if answer.stdout else ""
-        said += f"printf %s {shlex.quote(answer.stderr)} >&2; " if answer.stderr else ""
-        yield f"{shlex.quote(arguments)}) {said}exit {answer.returncode};;\n"
+        output = f"printf %s {shlex.quote(answer.stdout)}; " if answer.stdout else ""
+        output += f"printf %s {shlex.quote(answer.stderr)} >&2; " if answer.stderr else ""
+        yield f"{shlex.quote(arguments)}) {output}exit {answer.returncode};;\n"
 
 
 def _refusal(name: str) -> str:
-    return f'echo "{name}: the rehearsal has no answer to: {name} $*" >&2\nexit 64\n'
+    return f'echo "{name}: not supported in a rehearsal: {name} $*" >&2\nexit 64\n'
 
 
 def _sudo(folder: Path) -> str:
-    """Never the real one: it runs this Mac's own commands, which then let themselves be used."""
+    """A simulated sudo, which runs this Mac's own commands with the permission to change the Mac."""
     return f"""{MARK} a simulated sudo
 while :; do
     case "${{1-}}" in
@@ -81,7 +81,7 @@ done
 tool=${{1##*/}}
 case "$tool" in
 {"|".join(_AS_ROOT)}) shift;;
-*) echo "sudo: the rehearsal has no such command for root: $*" >&2; exit 1;;
+*) echo "sudo: not supported in a rehearsal: $*" >&2; exit 1;;
 esac
 PATH={shlex.quote(str(folder))}:$PATH {ROOT}=1 exec "$tool" "$@"
 """

@@ -1,8 +1,7 @@
-"""What the commands of a simulated Mac print, in macOS's own formats, from the cluster's description; pure.
+"""The output of a simulated Mac's commands, in macOS's formats, from the cluster's description. Pure.
 
-`outputs` holds the commands that a rehearsal must fake, each by its whole command line. Those that it leaves
-to the machine that it runs on (df, date, rsync, ssh) are only in `results`. What a network interface looks
-like is in `network.py`.
+`outputs` has the simulated commands by their complete command lines. Commands that run for real (df, date,
+rsync, ssh) are only in `results`. `network.py` has the network commands.
 """
 
 import json
@@ -10,11 +9,11 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from jaccl_kernel.cluster.assemble import assemble
-from jaccl_kernel.cluster.commands import CommandResult, commands
-from jaccl_kernel.cluster.facts import NodeFacts
 from jaccl_kernel.rehearsal import network
 from jaccl_kernel.rehearsal.macs import ClusterSpec, MacSpec
+from jaccl_kernel.topology.facts import NodeFacts
+from jaccl_kernel.topology.tools.assemble import assemble
+from jaccl_kernel.topology.tools.commands import CommandResult, commands
 
 _HUNG = CommandResult(returncode=None, timed_out=True)
 _ACTIVE, _DOWN = "PORT_ACTIVE (4)", "PORT_DOWN (1)"
@@ -22,12 +21,12 @@ _VENDOR = "Apple Inc."
 
 
 def outputs(spec: ClusterSpec, node: int) -> dict[str, CommandResult]:
-    """What each command line of one Mac answers.
+    """The result of each simulated command line of one Mac.
 
     Args:
         spec: the cluster.
-        node: which Mac, from 0. One that is asleep or refuses ssh still has its answers: it is the way to it
-            that fails.
+        node: the index of the Mac. A Mac that is asleep or rejects ssh still has output; only the connection
+            fails.
     """
     mac = spec.macs[node]
     answers = {
@@ -40,7 +39,7 @@ def outputs(spec: ClusterSpec, node: int) -> dict[str, CommandResult]:
 def results(
     spec: ClusterSpec, node: int, *, python: str = "python3", now: float = 1_800_000_000.0
 ) -> dict[str, CommandResult]:
-    """What a scan of one Mac brings home, by the ids of `commands.COMMANDS`: empty if it is out of reach."""
+    """The results of a scan of one Mac, by the ids of `commands.COMMANDS`; empty if it is unreachable."""
     mac = spec.macs[node]
     if mac.reachable != "yes":
         return {}
@@ -60,7 +59,7 @@ def results(
 
 
 def python_answer(mac: MacSpec, executable: str) -> str:
-    """What a Mac's Python says of itself and of its packages to a scan."""
+    """The output of the Python probe on a Mac."""
     packages = {
         "mlx": mac.mlx,
         "mlx-lm": mac.mlx_lm,
@@ -71,7 +70,7 @@ def python_answer(mac: MacSpec, executable: str) -> str:
 
 
 def facts(spec: ClusterSpec) -> list[NodeFacts]:
-    """What a scan of the whole cluster finds out."""
+    """The facts from a scan of the whole cluster."""
     return [
         assemble(mac.name, mac.name, results(spec, node), error=ssh_error(mac))
         for node, mac in enumerate(spec.macs)
@@ -79,7 +78,7 @@ def facts(spec: ClusterSpec) -> list[NodeFacts]:
 
 
 def ssh_error(mac: MacSpec) -> str | None:
-    """How ssh fails to reach a Mac, in its own words; None for one that answers."""
+    """ssh's error message for an unreachable Mac, or None."""
     return {
         "yes": None,
         "ssh-fails": f"{mac.name}: Permission denied (publickey,password,keyboard-interactive).",
@@ -88,7 +87,7 @@ def ssh_error(mac: MacSpec) -> str | None:
 
 
 def _answers(spec: ClusterSpec, node: int) -> Iterator[tuple[str, str, int]]:
-    """All command lines, what they print, and their exit status."""
+    """All command lines with their output and exit status."""
     mac = spec.macs[node]
     yield "hostname", f"{mac.name}.local\n", 0
     for option, text in {"": "Darwin", " -s": "Darwin", " -m": "arm64", " -p": "arm"}.items():
@@ -130,7 +129,7 @@ def _sysctl(mac: MacSpec) -> Iterator[tuple[str, str, int]]:
 
 
 def _is_active(spec: ClusterSpec, node: int, number: int) -> bool:
-    """Whether RDMA runs on a port: only while both Macs of its cable are awake and have it on."""
+    """Whether a port is active: only if both Macs of its cable are awake and have RDMA on."""
     cable = spec.cables_of(node).get(number)
     return (
         cable is not None
@@ -151,7 +150,7 @@ def _ibv_devices(mac: MacSpec, node: int) -> str:
 
 
 def _unsorted(mac: MacSpec) -> list[tuple[int, str]]:
-    """The ports as the tools list them: in no order that anyone may rely on."""
+    """The ports in the unsorted order of the tools."""
     ports = sorted(mac.interfaces.items())
     return [*ports[1:], *ports[:1]]
 
@@ -194,7 +193,9 @@ def _bus(spec: ClusterSpec, node: int, number: int) -> dict[str, Any]:
     items: list[dict[str, Any]] = []
     speed = "Up to 120 Gb/s" if mac.thunderbolt == 5 else "Up to 40 Gb/s"
     if cable is not None and cable.unseen_by != node:
-        items, speed = [_peer(spec, cable.far_end((node, number)))], f"{cable.gbps} Gb/s"
+        items, speed = [_peer(spec, cable.other_end((node, number)))], f"{cable.gbps} Gb/s"
+        if cable.hub and cable.a == (node, number):
+            items = [{"_name": cable.hub, "vendor_name_key": "iVANKY", "_items": items}]
     elif number in mac.devices:
         items, speed = [{"_name": mac.devices[number], "vendor_name_key": "CalDigit, Inc."}], "40 Gb/s"
     status = "receptacle_connected" if items else "receptacle_no_devices_connected"

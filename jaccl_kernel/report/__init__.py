@@ -1,3 +1,4 @@
-"""What was measured: a run's record, its correctness gate, its table and figures. Pure, but for reading and
-writing records; never imports mlx.
+"""The results of measurements: records, the parity check, tables, figures and the HTML page.
+
+Pure, except for reading and writing records; never imports mlx.
 """

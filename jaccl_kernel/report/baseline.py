@@ -1,8 +1,7 @@
-"""What each cable did the first time, and whether it still does: one file of baselines, and a verdict each.
+"""The baselines of cables: one file with the first measurement of each cable, and verdicts on later ones.
 
-A cable is known by the two hosts that it joins, the backend, and the RDMA devices of its ends where the
-hostfile names them: a cable that was moved is another cable. The first measurement of one is its baseline
-until `accept` takes a newer one in its place.
+A cable is identified by its two hosts, the backend, and the RDMA devices of its ends in the hostfile, so that
+a moved cable is another cable. Its first measurement is its baseline until `accept` replaces it.
 """
 
 import json
@@ -10,36 +9,36 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaccl_kernel.paths import results_dir
-from jaccl_kernel.saved import write_text
+from jaccl_kernel.core.files import write_text
+from jaccl_kernel.core.paths import results_dir
 
-# of one and the same cable from run to run; small messages vary more than large ones
+# between runs over the same cable; latency varies more than bandwidth
 LATENCY_TOLERANCE = 0.5
 BANDWIDTH_TOLERANCE = 0.25
 
 
 def baseline_file() -> Path:
-    """Where the baselines are kept: beside the records."""
+    """The path of the baselines, next to the records."""
     return results_dir() / "cable-baselines.json"
 
 
 def judge(
     collectives: Mapping[str, Any], names: Sequence[str], rdma: Sequence[Sequence[Any]] = ()
 ) -> list[dict[str, Any]]:
-    """Hold each pair of ranks against its baseline; one that has none yet becomes its own.
+    """Compare each pair of ranks with its baseline; a first measurement becomes the baseline.
 
     Args:
-        collectives: `backend`, `date`, and `pairs` as ranks/collectives.py times them (bytes, seconds, bytes
-            a second).
-        names: the ranks' hosts.
-        rdma: the hostfile's matrix; its rows may be empty.
+        collectives: `backend`, `date`, and the `pairs` of ranks/collectives.py (bytes, seconds, bytes per
+            second).
+        names: the hosts' names in rank order.
+        rdma: the hostfile's matrix, whose rows may be empty.
 
-    Returns one verdict a cable: `cable` (its name), `pair`, `verdict` ("first", "as before", "slower",
-    "faster"), `latency_s` (of the smallest message), `bandwidth` (the best, bytes a second), the same of the
-    `baseline` with its date, and `told` (a sentence).
+    Returns one verdict per cable: `cable` (its name), `pair`, `verdict` ("first", "as before", "slower",
+    "faster"), `latency_s` (of the smallest message), `bandwidth` (the highest, in bytes per second), the same
+    of the `baseline` with its date, and `told` (a sentence).
 
     Raises:
-        JacclError: the baselines cannot be kept.
+        JacclError: the baselines cannot be written.
     """
     known = _read()
     judged = []
@@ -49,19 +48,19 @@ def judge(
         first = cable not in known
         before = known.setdefault(cable, now)
         verdict = "first" if first else _verdict(now, before)
-        told = _sentence(cable, verdict, now, before)
+        text = _sentence(cable, verdict, now, before)
         judged.append(
-            {"cable": cable, "pair": list(pair), "verdict": verdict, **now, "baseline": before, "told": told}
+            {"cable": cable, "pair": list(pair), "verdict": verdict, **now, "baseline": before, "told": text}
         )
     write_text(baseline_file(), json.dumps(known, indent=1, ensure_ascii=False))
     return judged
 
 
 def accept(judged: Sequence[Mapping[str, Any]]) -> None:
-    """Take these measurements as the baselines from now on.
+    """Make these measurements the new baselines.
 
     Raises:
-        JacclError: they cannot be kept.
+        JacclError: the baselines cannot be written.
     """
     known = _read()
     for one in judged:
@@ -102,16 +101,16 @@ def _verdict(now: Mapping[str, float], before: Mapping[str, float]) -> str:
 
 
 def _sentence(cable: str, verdict: str, now: Mapping[str, float], before: Mapping[str, Any]) -> str:
-    told = f"{cable}: {now['latency_s'] * 1e6:.1f} us, {now['bandwidth'] / 1e9:.2f} GB/s"
+    measured = f"{cable}: {now['latency_s'] * 1e6:.1f} us, {now['bandwidth'] / 1e9:.2f} GB/s"
     if verdict == "first":
-        return f"{told}. Measured for the first time: this is its baseline."
-    was = f"{before['latency_s'] * 1e6:.1f} us and {before['bandwidth'] / 1e9:.2f} GB/s"
-    return f"{told}: {verdict}, against {was} on {before['date'][:10]}."
+        return f"{measured}. First measurement, which is now the baseline."
+    baseline = f"{before['latency_s'] * 1e6:.1f} us and {before['bandwidth'] / 1e9:.2f} GB/s"
+    return f"{measured}: {verdict} (baseline of {before['date'][:10]}: {baseline})."
 
 
 def _read() -> dict[str, dict[str, Any]]:
     try:
-        told = json.loads(baseline_file().read_text(encoding="utf-8"))
-        return {cable: one for cable, one in told.items() if {"date", "latency_s", "bandwidth"} <= set(one)}
+        stored = json.loads(baseline_file().read_text(encoding="utf-8"))
+        return {cable: one for cable, one in stored.items() if {"date", "latency_s", "bandwidth"} <= set(one)}
     except (OSError, ValueError, AttributeError, TypeError):
-        return {}  # none yet, or none that can be read: measured afresh
+        return {}  # missing or unreadable: the next measurement is the baseline

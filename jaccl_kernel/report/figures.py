@@ -1,7 +1,7 @@
-"""A benchmark's record as a figure: throughput against ideal scaling, and latencies. Pure, no pyplot.
+"""The figure of a benchmark's record: throughput against ideal scaling, and latencies. Pure, no pyplot.
 
-pyplot keeps global state and wants the main thread; a Figure by itself does neither. `svg` renders
-one; its text colour is `INK` throughout, for those who put it on a page with a theme of its own.
+pyplot has global state and needs the main thread; a Figure does not. `svg` renders a figure; all text has the
+colour `INK`, which works on pages with any theme.
 """
 
 import io
@@ -12,7 +12,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-INK = "#57606a"  # words and axes: a mid grey that can be read on white and on black
+INK = "#57606a"  # text and axes: a mid grey that is readable on white and on black
 FIRST = "#3b82c4"
 SECOND = "#c77420"
 SIZE_INCHES = (9.0, 3.1)
@@ -20,19 +20,18 @@ MS = 1e3
 
 
 def bench_figure(record: dict[str, Any]) -> Figure:
-    """Decode rate per number of ranks with its spread, TTFT, and the time between tokens.
+    """Draw the decode rate per number of ranks with its spread, the TTFT, and the inter-token latency.
 
     Args:
-        record: a benchmark's record. A quantity that was not measured (one token has no rate) leaves its
-            place empty.
+        record: a benchmark's record. A quantity that was not measured (one token has no rate) is left blank.
     """
     points = sorted(record["points"], key=lambda point: int(point["ranks"]))
     figure = Figure(figsize=SIZE_INCHES, layout="constrained")
     figure.patch.set_alpha(0)
-    rate, first, between = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
+    rate, ttft, itl = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
     _draw_rate(rate, points)
     _draw_bars(
-        first,
+        ttft,
         points,
         "TTFT, ms",
         [_spread(point["ttft_s"], MS) for point in points],
@@ -41,10 +40,10 @@ def bench_figure(record: dict[str, Any]) -> Figure:
     )
     gaps = [point["itl_s"] for point in points]
     _draw_bars(
-        between,
+        itl,
         points,
-        "ITL, ms (p50, line to p95)",
-        [_between(gap) for gap in gaps],
+        "inter-token latency, ms (p50 to p95)",
+        [_itl(gap) for gap in gaps],
         color=FIRST,
         form=".1f",
     )
@@ -54,7 +53,7 @@ def bench_figure(record: dict[str, Any]) -> Figure:
 
 
 def describe(record: dict[str, Any]) -> str:
-    """The figure in a sentence, for those who cannot see it."""
+    """The figure as a sentence, as a text alternative."""
     rates = [
         f"{point['generation_tps']['median']:.1f} tokens/s on {_ranks(point['ranks'])}"
         for point in record["points"]
@@ -72,7 +71,7 @@ def svg(figure: Figure) -> str:
 
 
 def _draw_rate(axes: Any, points: Sequence[dict[str, Any]]) -> None:
-    _dress(axes, points, "decode, tokens/s")
+    _style_axes(axes, points, "decode, tokens/s")
     measured = [point for point in points if point["generation_tps"]["median"] is not None]
     if not measured:
         return
@@ -90,7 +89,7 @@ def _draw_rate(axes: Any, points: Sequence[dict[str, Any]]) -> None:
         label="measured (median, min to max)",
     )  # fmt: skip
     for count, value in zip(ranks, middle, strict=True):
-        # lines leave the first point to the right: its number stands to the left
+        # the line starts at the first point, so its label is on the left
         aside, side = ((-8, -3), "right") if count == ranks[0] else ((7, -10), "left")
         axes.annotate(
             f"{value:.1f}", (count, value), xytext=aside, textcoords="offset points", ha=side, fontsize=8,
@@ -110,21 +109,21 @@ def _draw_bars(
     color: str,
     form: str,
 ) -> None:
-    _dress(axes, points, title)
-    places = range(len(points))
-    axes.set_xticks(list(places), [str(point["ranks"]) for point in points])
+    _style_axes(axes, points, title)
+    positions = range(len(points))
+    axes.set_xticks(list(positions), [str(point["ranks"]) for point in points])
     axes.set_xlim(-0.7, len(points) - 0.3)
     top = 0.0
-    for place, value in zip(places, values, strict=True):
+    for position, value in zip(positions, values, strict=True):
         if value is None:
             continue
         middle, low, high = value
-        axes.bar(place, middle, width=0.5, color=color, alpha=0.85)
+        axes.bar(position, middle, width=0.5, color=color, alpha=0.85)
         axes.errorbar(
-            place, middle, yerr=[[middle - low], [high - middle]], color=INK, capsize=3, linewidth=1.1
+            position, middle, yerr=[[middle - low], [high - middle]], color=INK, capsize=3, linewidth=1.1
         )
         axes.annotate(
-            format(middle, form), (place, high), xytext=(0, 3), textcoords="offset points", ha="center",
+            format(middle, form), (position, high), xytext=(0, 3), textcoords="offset points", ha="center",
             fontsize=8, color=INK,
         )  # fmt: skip
         top = max(top, high)
@@ -132,7 +131,7 @@ def _draw_bars(
         axes.set_ylim(0, top * 1.2)
 
 
-def _dress(axes: Any, points: Sequence[dict[str, Any]], title: str) -> None:
+def _style_axes(axes: Any, points: Sequence[dict[str, Any]], title: str) -> None:
     axes.set_title(title, fontsize=9, color=INK, loc="left")
     axes.set_xlabel("ranks", fontsize=8, color=INK)
     axes.patch.set_alpha(0)
@@ -148,8 +147,8 @@ def _spread(values: dict[str, float | None], scale: float) -> tuple[float, float
     return tuple(float(values[name] or 0.0) * scale for name in ("median", "min", "max"))  # type: ignore[return-value]
 
 
-def _between(gap: dict[str, float | None]) -> tuple[float, float, float] | None:
-    """(p50, p50, p95) in milliseconds; None where there was one token only."""
+def _itl(gap: dict[str, float | None]) -> tuple[float, float, float] | None:
+    """(p50, p50, p95) in milliseconds; None for a single token."""
     if gap["p50"] is None or gap["p95"] is None:
         return None
     return gap["p50"] * MS, gap["p50"] * MS, gap["p95"] * MS

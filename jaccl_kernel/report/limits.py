@@ -1,18 +1,18 @@
-"""What physics allows, and where the time of a token went. Pure.
+"""The physical limit of the decode rate, and the breakdown of the time per token. Pure.
 
-Decoding reads every active weight and the keys and values of the context once a token, so memory bandwidth
-bounds it; with tensor parallel each rank reads its share, and adds two collectives a layer. Source of the
-chips' figures: Apple's technical specifications.
+Decode reads every active weight and the KV cache of the context once per token, so memory bandwidth is the
+limit; with tensor parallelism, each rank reads its shard and adds two collectives per layer. The chips'
+figures are from Apple's technical specifications.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-ACHIEVABLE = 0.82  # of the specified bandwidth, measured on these chips
-COLLECTIVES_PER_LAYER = 2  # of tensor parallel
+ACHIEVABLE = 0.82  # fraction of the specified bandwidth, measured on these chips
+COLLECTIVES_PER_LAYER = 2  # with tensor parallelism
 
-# bytes a second, specified; by the chip's name, longest match first
+# specified bytes per second by chip name; the longest match is used
 CHIPS = {
     "M1 Ultra": 800e9, "M1 Max": 400e9, "M1 Pro": 200e9, "M1": 68e9,
     "M2 Ultra": 800e9, "M2 Max": 400e9, "M2 Pro": 200e9, "M2": 100e9,
@@ -22,7 +22,7 @@ CHIPS = {
 
 
 def chip_bandwidth(chip: str) -> float | None:
-    """Bytes a second that this chip's memory is specified for, or None if it is not known here."""
+    """The specified memory bandwidth of this chip in bytes per second, or None if unknown."""
     return next(
         (speed for name, speed in sorted(CHIPS.items(), key=lambda one: -len(one[0])) if name in chip), None
     )
@@ -30,15 +30,15 @@ def chip_bandwidth(chip: str) -> float | None:
 
 @dataclass(frozen=True)
 class Limit:
-    """One measured decode rate against what is possible.
+    """One measured decode rate compared with the physical limit.
 
     Attributes:
-        limit_tps: tokens a second if nothing but memory counted, all ranks at their specified (or measured)
-            bandwidth.
-        percent: what part of that was reached, 0 to 100.
-        memory_ms, collectives_ms, other_ms: where a token's time went; memory at the achievable bandwidth.
-        bandwidth: bytes a second a rank, and
-        specified: whether that is the chip's specification (else it was measured).
+        limit_tps: tokens per second with memory reads only, at the specified (or measured) bandwidth of all
+            ranks.
+        percent: measured rate in percent of the limit, 0 to 100.
+        memory_ms, collectives_ms, other_ms: breakdown of the time per token, memory at achievable bandwidth.
+        bandwidth: bytes per second per rank.
+        specified: whether the bandwidth is the chip's specification or was measured.
     """
 
     limit_tps: float
@@ -50,7 +50,7 @@ class Limit:
     specified: bool
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in a record."""
+        """The JSON object in a record."""
         return asdict(self)
 
 
@@ -66,26 +66,26 @@ def limit(
     collective_s: float,
     sharding: str = "tensor",
 ) -> Limit:
-    """Judge a decode rate.
+    """Compare a decode rate with the physical limit.
 
     Args:
-        measured_tps: tokens a second of one sequence.
-        weight_bytes: of all active weights, over all ranks.
-        cache_bytes: of the keys and values read for a token, over all ranks.
-        ranks: how many share them.
-        layers: of the model.
-        bandwidth: bytes a second of the slowest rank.
-        specified: whether that is a specification, of which ACHIEVABLE is within reach.
-        collective_s: seconds of one all_sum of a token's hidden state, 0 on one rank.
-        sharding: "tensor" (ranks read at the same time) or "pipeline" (one after the other).
+        measured_tps: tokens per second of one sequence.
+        weight_bytes: size of all active weights, over all ranks.
+        cache_bytes: size of the keys and values read per token, over all ranks.
+        ranks: number of ranks.
+        layers: number of layers.
+        bandwidth: bytes per second of the slowest rank.
+        specified: whether the bandwidth is a specification, of which a fraction of ACHIEVABLE is possible.
+        collective_s: seconds of one all-reduce of a token's hidden state, 0 on one rank.
+        sharding: "tensor" (ranks read in parallel) or "pipeline" (one after the other).
 
     Raises:
-        ValueError: a rate or bandwidth that is not positive.
+        ValueError: a rate or bandwidth is not positive.
     """
     if measured_tps <= 0 or bandwidth <= 0:
-        raise ValueError("a rate and a bandwidth are positive")
-    at_once = ranks if sharding == "tensor" else 1
-    share = (weight_bytes + cache_bytes) / at_once
+        raise ValueError("measured_tps and bandwidth must be positive")
+    parallel = ranks if sharding == "tensor" else 1
+    share = (weight_bytes + cache_bytes) / parallel
     limit_tps = bandwidth / share
     token_ms = 1e3 / measured_tps
     memory_ms = min(token_ms, share / (bandwidth * (ACHIEVABLE if specified else 1.0)) * 1e3)
@@ -103,7 +103,7 @@ def limit(
 
 
 def collective_seconds(collectives: Mapping[str, Any] | None, size: int) -> float:
-    """Seconds of an all_sum of `size` bytes, between the nearest sizes that were measured; 0 if none was."""
+    """Seconds of an all-reduce of `size` bytes, interpolated between measured sizes; 0 without any."""
     if not collectives:
         return 0.0
     known = sorted((one["bytes"], one["seconds"]) for one in collectives["group"] if one["op"] == "all_sum")

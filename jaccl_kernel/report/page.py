@@ -1,22 +1,22 @@
-"""Any record as rows, as one HTML file that opens offline, as CSV; and two records held against each other.
+"""Formats any record as table rows, CSV or a self-contained HTML file, and compares two records.
 
-The file loads nothing: figures are inline SVG, and the whole record lies in it as JSON. Pure, but for `save`.
+The HTML file loads no resources: figures are inline SVG, and it contains the record as JSON. Pure, except
+`save`.
 """
 
 import csv
-import html
 import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
-
-from jaccl_kernel.report import record, sweep_figures
-from jaccl_kernel.report.figures import bench_figure, svg
+from jaccl_kernel.core.files import save_text
+from jaccl_kernel.report import record
 from jaccl_kernel.report.table import BENCH_COLUMNS, bench_rows, number
-from jaccl_kernel.saved import save_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SWEEP_COLUMNS = (
     "ranks", "sharding", "backend", "prompt", "batch", "TTFT s", "decode tok/s", "all tok/s", "speed-up",
@@ -26,22 +26,15 @@ LOAD_COLUMNS = (
     "clients", "prompt", "new tokens", "requests", "failed", "all tok/s", "TTFT p50/p95/p99 s",
     "ITL p50/p95/p99 ms",
 )  # fmt: skip
-COMPARE_COLUMNS = ("setting", "first", "second", "second over first")
-NEEDLE_COLUMNS = ("ranks", "prompt", "verdict", "the answer")
-CABLE_COLUMNS = ("cable", "latency us", "GB/s", "against its baseline")
+COMPARE_COLUMNS = ("setting", "first", "second", "second / first")
+NEEDLE_COLUMNS = ("ranks", "prompt", "verdict", "answer")
+CABLE_COLUMNS = ("cable", "latency us", "GB/s", "baseline")
 
-_STYLE = """
-body { font: 14px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1rem 0; font-size: 13px; }
-td, th { text-align: right; padding: 4px 12px; border-bottom: 1px solid #8884; }
-figure { margin: 1.5rem 0; } figcaption { font-weight: 600; } svg { max-width: 100%; height: auto; }
-.rehearsal { border: 1px dashed #b26a00; padding: 6px 12px; border-radius: 6px; }
-.failed { color: #c62828; } :root { color-scheme: light dark; }
-"""
+_PAGE = Path(__file__).with_suffix(".html")
 
 
 def sweep_rows(found: dict[str, Any]) -> list[list[str]]:
-    """One row of text per point, under SWEEP_COLUMNS; why some failed is told by `failures`."""
+    """One row per point, with SWEEP_COLUMNS; `failures` has the reasons of failed points."""
     rows = []
     for point in found["points"]:
         setting = point["setting"]
@@ -69,7 +62,7 @@ def sweep_rows(found: dict[str, Any]) -> list[list[str]]:
 
 
 def failures(found: dict[str, Any]) -> list[str]:
-    """Why points failed: a sentence for each cause, with the points that it failed."""
+    """The reasons of failed points: one sentence per cause, with its points."""
     causes: dict[str, list[str]] = {}
     for point in found["points"]:
         if "error" in point:
@@ -81,7 +74,7 @@ def failures(found: dict[str, Any]) -> list[str]:
 
 
 def load_rows(found: dict[str, Any]) -> list[list[str]]:
-    """One row of text per point of a load test, under LOAD_COLUMNS."""
+    """One row per point of a load test, with LOAD_COLUMNS."""
     return [
         [
             str(point["clients"]),
@@ -98,7 +91,7 @@ def load_rows(found: dict[str, Any]) -> list[list[str]]:
 
 
 def cable_rows(cables: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """One row a cable, under CABLE_COLUMNS."""
+    """One row per cable, with CABLE_COLUMNS."""
     return [
         [
             one["cable"],
@@ -113,9 +106,9 @@ def cable_rows(cables: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def needle_rows(needles: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """One row a needle, under NEEDLE_COLUMNS."""
+    """One row per needle, with NEEDLE_COLUMNS."""
     verdicts = {True: "found", False: "NOT found", None: "not tested"}
-    compared = {True: ", the same answer as the first", False: ", another answer than the first", None: ""}
+    compared = {True: ", same answer as the first", False: ", answer differs from the first", None: ""}
     return [
         [
             str(one["setting"]["ranks"]),
@@ -128,7 +121,7 @@ def needle_rows(needles: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def rows_of(found: dict[str, Any]) -> tuple[Sequence[str], list[list[str]]]:
-    """Columns and rows of any record."""
+    """The columns and rows of any record."""
     kind = found.get("kind", "bench")
     if kind == "sweep":
         return SWEEP_COLUMNS, sweep_rows(found)
@@ -136,7 +129,7 @@ def rows_of(found: dict[str, Any]) -> tuple[Sequence[str], list[list[str]]]:
 
 
 def to_csv(found: dict[str, Any]) -> str:
-    """Its points as CSV: one row each, one column for each number, in the record's own units and names."""
+    """The points of a record as CSV: one row per point, one column per value, with the record's names."""
     rows = [dict(_flat(point)) for point in found["points"]]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     out = io.StringIO()
@@ -147,7 +140,7 @@ def to_csv(found: dict[str, Any]) -> str:
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every number and word below a value, by its dotted name; samples, tokens and texts are left out."""
+    """Every scalar in a value by its dotted name, without samples, tokens and texts."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if key not in ("samples", "tokens", "text") or not isinstance(inner, dict | list | str):
@@ -160,36 +153,33 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def to_html(found: dict[str, Any]) -> str:
-    """One file: what was measured, on what, with figures."""
+    """The HTML page of a record: measurements, figures and provenance."""
+    from jinja2 import Template  # slow to import, as matplotlib is; tables and CSV need neither
+
+    from jaccl_kernel.report.figures import svg
+
+    columns, rows = rows_of(found)
     provenance = found["provenance"]
-    name = html.escape(str(provenance["model"]["name"] or "no model"))
-    parts = [f"<h1>{name}</h1>"]
-    if provenance["rehearsal"]:
-        parts.append(
-            '<p class="rehearsal"><b>REHEARSAL</b> simulated Macs. It proves nothing about RDMA.</p>'
-        )
-    told = f"{provenance['date']}, on {', '.join(provenance['hosts'])}; workbench {provenance['workbench']}"
-    parts.append(f"<p>{html.escape(told)}{'; stopped before its end' if found.get('stopped') else ''}</p>")
-    parts.append(_table(*rows_of(found)))
-    parts += [f'<p class="failed">{html.escape(told)}</p>' for told in failures(found)]
-    if found.get("cables"):
-        parts += ["<h2>Cables</h2>", _table(CABLE_COLUMNS, cable_rows(found["cables"]))]
-    parts += [_drawn(caption, svg(figure)) for caption, figure in figures_of(found)]
-    if found.get("needles"):
-        parts += ["<h2>A number hidden in a long text</h2>"]
-        parts += [_table(NEEDLE_COLUMNS, needle_rows(found["needles"]))]
-    parts.append(_provenance(provenance))
-    # "</" inside a script would end it
-    data = json.dumps(found, ensure_ascii=True).replace("</", "<\\/")
-    parts.append(f'<script type="application/json" id="record">{data}</script>')
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        f"<title>{name}: benchmark</title><style>{_STYLE}</style>{''.join(parts)}</html>\n"
+    template = Template(_PAGE.read_text(encoding="utf-8"), autoescape=True)
+    text: str = template.render(
+        provenance=provenance,
+        stopped=found.get("stopped"),
+        columns=columns,
+        rows=rows,
+        failures=failures(found),
+        cable_columns=CABLE_COLUMNS,
+        cables=cable_rows(found.get("cables") or ()),
+        figures=[(caption, svg(figure)) for caption, figure in figures_of(found)],
+        needle_columns=NEEDLE_COLUMNS,
+        needles=needle_rows(found.get("needles") or ()),
+        ranks=[json.dumps(one, ensure_ascii=False) for one in provenance["ranks"]],
+        data=json.dumps(found, ensure_ascii=True).replace("</", "<\\/"),  # "</" would end the script element
     )
+    return text
 
 
 def save(found: dict[str, Any]) -> tuple[Path, Path]:
-    """Save a record and its page beside it, under one name.
+    """Save a record and its HTML page under the same name.
 
     Raises:
         JacclError: the folder cannot be written.
@@ -198,18 +188,21 @@ def save(found: dict[str, Any]) -> tuple[Path, Path]:
     return path, save_text(path.stem, ".html", to_html(found), folder=path.parent)
 
 
-def figures_of(found: dict[str, Any]) -> list[tuple[str, Figure]]:
-    """All figures of any record, each with its caption."""
+def figures_of(found: dict[str, Any]) -> "list[tuple[str, Figure]]":
+    """All figures of a record, each with its caption."""
+    from jaccl_kernel.report import sweep_figures
+    from jaccl_kernel.report.figures import bench_figure
+
     kind = found.get("kind", "bench")
     if kind == "sweep":
         return sweep_figures.figures(found)
     if kind == "load":
-        return [("What clients waited for", sweep_figures.load_figure(found))]
+        return [("Latencies of the clients", sweep_figures.load_figure(found))]
     return [("Rates and latencies", bench_figure(found))]
 
 
 def compare(one: dict[str, Any], other: dict[str, Any]) -> list[list[str]]:
-    """Points that both records have, by setting: label, decode rate of each, the second over the first."""
+    """The points that both records have: label, decode rate of each, and the ratio second / first."""
     first, second = _rates(one), _rates(other)
     both = [label for label in first if label in second]
     return [
@@ -219,7 +212,7 @@ def compare(one: dict[str, Any], other: dict[str, Any]) -> list[list[str]]:
 
 
 def _rates(found: dict[str, Any]) -> dict[str, float]:
-    """Each point's rate, by its setting in words."""
+    """The rate of each point by its label."""
     rates = {}
     for point in found["points"]:
         if found.get("kind") == "sweep":
@@ -235,24 +228,5 @@ def _rates(found: dict[str, Any]) -> dict[str, float]:
     return rates
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{html.escape(one)}</th>" for one in columns)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows
-    )  # fmt: skip
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _drawn(caption: str, drawing: str) -> str:
-    return f"<figure><figcaption>{html.escape(caption)}</figcaption>{drawing}</figure>"
-
-
-def _percentiles(told: dict[str, float | None], form: str, scale: float = 1.0) -> str:
-    return "/".join(number(told[name], form, scale) for name in ("p50", "p95", "p99"))
-
-
-def _provenance(provenance: dict[str, Any]) -> str:
-    ranks = "".join(
-        f"<li>{html.escape(json.dumps(one, ensure_ascii=False))}</li>" for one in provenance["ranks"]
-    )
-    return f"<h2>Measured on</h2><ul>{ranks}</ul>"
+def _percentiles(values: dict[str, float | None], form: str, scale: float = 1.0) -> str:
+    return "/".join(number(values[name], form, scale) for name in ("p50", "p95", "p99"))

@@ -1,8 +1,8 @@
-"""The correctness gate: do N ranks say what one rank says? Pure.
+"""The parity check: whether N ranks generate the same tokens as the reference. Pure.
 
-Greedy tokens are compared first. Rounding alone can flip a near tie (N ranks add up in another order), after
-which the texts part for good, so tokens that differ prove nothing by themselves: then the reference's tokens
-are fed through both, and the log-probabilities of the likeliest tokens at every position are compared.
+Greedy tokens are compared first. Rounding can flip a near tie (N ranks add in another order), after which the
+texts differ, so different tokens alone prove nothing. Then the reference's tokens are fed through both, and
+the log-probabilities of the most likely tokens at every position are compared.
 """
 
 import math
@@ -10,15 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# The largest difference, in nats, that rounding explains. A logit of size 16 to 32 has a spacing of 2^-3 in
-# bfloat16 and 2^-6 in float16; a few such steps add up over the layers. A wrongly split model is off by nats.
+from jaccl_kernel.core.results import Score
+
+# The largest difference in nats that rounding explains. Logits between 16 and 32 have a spacing of 2^-3 in
+# bfloat16 and 2^-6 in float16; a few such steps accumulate over the layers. An incorrectly split model
+# differs by nats.
 TOLERANCE_NATS = {"float32": 1e-3, "float16": 0.15, "bfloat16": 0.6}
 WORST_FIRST = ("different", "near-tie", "equal", "not-tested")
 
 
 @dataclass(frozen=True)
 class Parity:
-    """What the gate found: `verdict` is equal, near-tie, different or not-tested."""
+    """The result of the check: `verdict` is equal, near-tie, different or not-tested."""
 
     verdict: str
     first_difference: int | None = None  # position of the first generated token that differs
@@ -27,7 +30,7 @@ class Parity:
     reference_ranks: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in a record."""
+        """The JSON object in a record."""
         return {
             "verdict": self.verdict,
             "first_difference": self.first_difference,
@@ -37,23 +40,23 @@ class Parity:
         }
 
     def sentence(self) -> str:
-        """The verdict for people."""
+        """The verdict as a sentence."""
         if self.verdict == "not-tested":
-            return "Parity: not tested (only one number of ranks was run)."
+            return "Parity: not tested (needs at least two numbers of ranks)."
         against = f"{self.reference_ranks} rank{'s' if self.reference_ranks != 1 else ''}"
         if self.verdict == "equal":
-            return f"Parity: equal. The greedy tokens are those of {against}."
-        apart = "log-probabilities cannot be compared"
+            return f"Parity: equal. The greedy tokens are identical to those of {against}."
+        difference = "log-probabilities cannot be compared"
         if self.max_logprob_diff is not None:
-            apart = f"log-probabilities are up to {self.max_logprob_diff:.2g} nats apart"
+            difference = f"log-probabilities differ by up to {self.max_logprob_diff:.2g} nats"
         if self.verdict == "near-tie":
             return (
-                f"Parity: near-tie. The tokens part from those of {against} at position "
-                f"{self.first_difference}, but {apart}, within the {self.tolerance} that rounding explains."
+                f"Parity: near-tie. The tokens differ from those of {against} from position "
+                f"{self.first_difference}, but {difference}, within the tolerance of {self.tolerance}."
             )
         return (
-            f"Parity: DIFFERENT from {against} at position {self.first_difference}; {apart} "
-            f"(rounding explains {self.tolerance}). Do not trust this set-up's output."
+            f"Parity: DIFFERENT from {against} from position {self.first_difference}; {difference} "
+            f"(rounding tolerance {self.tolerance}). Do not use the output of this configuration."
         )
 
 
@@ -63,42 +66,41 @@ NOT_TESTED = Parity("not-tested")
 def compare(
     reference: Sequence[int],
     tokens: Sequence[int],
-    reference_score: dict[str, Any],
-    score: dict[str, Any],
+    reference_score: Score,
+    score: Score,
     *,
     reference_ranks: int = 1,
 ) -> Parity:
-    """Compare one run with the reference.
+    """Compare a run with the reference run.
 
     Args:
         reference: the reference run's T tokens.
         tokens: the run's own tokens.
-        reference_score: `top` (T x K ids), `logprobs` (T x K, nats) and `dtype` of the reference's tokens,
-            fed through the reference's ranks.
-        score: the same ids' log-probabilities, fed through the run's ranks.
-        reference_ranks: how many ranks made the reference.
+        reference_score: the reference's tokens, scored by the reference's ranks.
+        score: the log-probabilities of the same ids, from the run's ranks.
+        reference_ranks: number of ranks of the reference run.
     """
-    dtype = reference_score["dtype"]
+    dtype = reference_score.dtype
     tolerance = TOLERANCE_NATS.get(dtype, TOLERANCE_NATS["float32"])
-    apart = [
+    differences = [
         abs(ours - theirs)
-        for mine, other in zip(score["logprobs"], reference_score["logprobs"], strict=True)
+        for mine, other in zip(score.logprobs, reference_score.logprobs, strict=True)
         for ours, theirs in zip(mine, other, strict=True)
     ]
-    # not a number agrees with nothing
-    worst = max(apart) if all(map(math.isfinite, apart)) else None
+    # NaN never matches
+    worst = max(differences) if all(map(math.isfinite, differences)) else None
     at = first_difference(reference, tokens)
     if at is None:
         verdict = "equal"
     else:
-        # past a near tie the chosen token must be one that the reference found likely too
-        likely = at < len(tokens) and tokens[at] in reference_score["top"][at]
+        # in a near tie, the chosen token is also among the reference's most likely tokens
+        likely = at < len(tokens) and tokens[at] in reference_score.top[at]
         verdict = "near-tie" if worst is not None and worst <= tolerance and likely else "different"
     return Parity(verdict, at, worst, tolerance, reference_ranks)
 
 
 def first_difference(reference: Sequence[int], tokens: Sequence[int]) -> int | None:
-    """The first position at which two runs differ (a missing token differs), or None."""
+    """The first position at which two runs differ (a missing token counts as different), or None."""
     for position, (theirs, ours) in enumerate(zip(reference, tokens, strict=False)):
         if theirs != ours:
             return position
@@ -106,5 +108,5 @@ def first_difference(reference: Sequence[int], tokens: Sequence[int]) -> int | N
 
 
 def worst(parities: Sequence[Parity]) -> Parity:
-    """The verdict of a whole benchmark: that of its worst run."""
+    """The verdict of a benchmark, which is that of its worst run."""
     return min(parities, key=lambda one: WORST_FIRST.index(one.verdict), default=NOT_TESTED)

@@ -1,6 +1,6 @@
-"""A sweep's record as figures: what each rank count brings, where a token's time goes, what the links carry.
+"""The figures of a sweep's record: scaling, time per token, throughput and collectives.
 
-Pure, no pyplot (see figures.py). Every function returns a Figure, or None where nothing was measured for it.
+Pure, no pyplot (see figures.py). Every function returns a Figure, or None if the record has no data for it.
 """
 
 from typing import Any
@@ -14,22 +14,22 @@ COLORS = (FIRST, SECOND, "#4d9a5b", "#a05fb0", "#b34a4a", "#5a6acf")
 
 
 def figures(record: dict[str, Any]) -> list[tuple[str, Figure]]:
-    """All figures that this record has something for, each with its caption."""
+    """All figures for which the record has data, each with its caption."""
     made = (
-        ("Decode rate over ranks, against ideal scaling", scaling(record)),
-        ("Where the time of a token went", token_time(record)),
-        ("Decode rate against the prompt's length", against_context(record)),
-        ("All sequences of a batch together", throughput(record)),
-        ("Collectives: latency and bandwidth against size", collectives(record)),
+        ("Decode rate by number of ranks, against ideal scaling", scaling(record)),
+        ("Time per token: memory, collectives, other", token_time(record)),
+        ("Decode rate by prompt length", against_context(record)),
+        ("Throughput by batch size", throughput(record)),
+        ("Collectives: latency and bandwidth by size", collectives(record)),
     )
     return [(caption, figure) for caption, figure in made if figure is not None]
 
 
 def scaling(record: dict[str, Any]) -> Figure | None:
-    """Decode rate of one sequence over the number of ranks, one line for each other setting."""
+    """Decode rate of one sequence by number of ranks, one line per combination of the other settings."""
     lines: dict[str, list[tuple[int, float]]] = {}
     for point in _single(record):
-        lines.setdefault(_but(point, "ranks", "sharding", "backend"), []).append(
+        lines.setdefault(_label_without(point, "ranks", "sharding", "backend"), []).append(
             (point["setting"]["ranks"], point["decode_tps"])
         )
     if not any(len({ranks for ranks, _ in line}) > 1 for line in lines.values()):
@@ -48,11 +48,11 @@ def scaling(record: dict[str, Any]) -> Figure | None:
 
 
 def token_time(record: dict[str, Any]) -> Figure | None:
-    """Stacked milliseconds a token: memory, collectives, other."""
+    """Stacked milliseconds per token: memory, collectives, other."""
     points = [point for point in _single(record) if point.get("limit")]
     if not points:
         return None
-    figure, axes = _figure("ms a token", "")
+    figure, axes = _figure("ms per token", "")
     places = range(len(points))
     bottom = [0.0] * len(points)
     for name, color in (("memory", FIRST), ("collectives", SECOND), ("other", THIRD)):
@@ -71,24 +71,24 @@ def token_time(record: dict[str, Any]) -> Figure | None:
 
 
 def against_context(record: dict[str, Any]) -> Figure | None:
-    """Decode rate over prompt length, one line for each number of ranks."""
+    """Decode rate by prompt length, one line per number of ranks."""
     titles = ("decode, tokens/s", "prompt tokens")
     return _against(record, _single(record), "prompt_tokens", "decode_tps", titles)
 
 
 def throughput(record: dict[str, Any]) -> Figure | None:
-    """Tokens of all sequences over the whole time, prompts included, against the batch."""
-    titles = ("all together, tokens/s", "sequences at once")
+    """Tokens of all sequences per second, including prefill time, by batch size."""
+    titles = ("throughput, tokens/s", "batch size")
     return _against(record, _measured(record), "batch", "tps", titles)
 
 
 def _against(
     record: dict[str, Any], points: list[dict[str, Any]], axis: str, rate: str, titles: tuple[str, str]
 ) -> Figure | None:
-    """A rate over one axis of the grid, a line for each setting of the others; None without two values."""
+    """A rate by one axis of the grid, one line per combination of the others; None without two values."""
     lines: dict[str, list[tuple[int, float]]] = {}
     for point in points:
-        lines.setdefault(_but(point, axis), []).append((point["setting"][axis], point[rate]))
+        lines.setdefault(_label_without(point, axis), []).append((point["setting"][axis], point[rate]))
     if not any(len(line) > 1 for line in lines.values()):
         return None
     figure, axes = _figure(*titles)
@@ -101,14 +101,14 @@ def _against(
 
 
 def collectives(record: dict[str, Any]) -> Figure | None:
-    """Latency and bus bandwidth against size, for the group and each pair, both axes logarithmic."""
+    """Latency and bus bandwidth by size, for the group and each pair, with logarithmic axes."""
     if not record["collectives"]:
         return None
     figure = Figure(figsize=(9.0, 3.3), layout="constrained")
     figure.patch.set_alpha(0)
     left, right = figure.subplots(1, 2)
-    _dress(left, "latency, us", "size")
-    _dress(right, "bus bandwidth, GB/s", "size")
+    _style_axes(left, "latency, us", "size")
+    _style_axes(right, "bus bandwidth, GB/s", "size")
     lines: dict[str, list[tuple[int, float, float]]] = {}
     for told in record["collectives"]:
         where = f"{told['ranks']} ranks, {told['backend']}"
@@ -128,14 +128,14 @@ def collectives(record: dict[str, Any]) -> Figure | None:
 
 
 def load_figure(record: dict[str, Any]) -> Figure:
-    """A load test: which share of requests waited how long for the first token, and between tokens."""
+    """The distributions of TTFT and inter-token latency in a load test."""
     figure = Figure(figsize=(9.0, 3.3), layout="constrained")
     figure.patch.set_alpha(0)
     several = len({(one["prompt_tokens"], one["max_tokens"]) for one in record["points"]}) > 1
     for axes, name, title in zip(
-        figure.subplots(1, 2), ("ttft_s", "itl_s"), ("TTFT, s", "time between tokens, s"), strict=True
+        figure.subplots(1, 2), ("ttft_s", "itl_s"), ("TTFT, s", "inter-token latency, s"), strict=True
     ):
-        _dress(axes, title, "seconds")
+        _style_axes(axes, title, "seconds")
         for color, point in zip(_colors(record["points"]), record["points"], strict=True):
             values = point["samples"][name]
             if not values:
@@ -146,7 +146,7 @@ def load_figure(record: dict[str, Any]) -> Figure:
             axes.step(values, shares, color=color, where="post", label=label)
             axes.plot(point[name]["p95"], 95, color=color, marker="o", markersize=4)
         axes.axhline(95, color=INK, linewidth=0.7, linestyle=(0, (2, 3)))
-        axes.set_ylabel("% that waited no longer (dots: p95)", fontsize=7, color=INK)
+        axes.set_ylabel("cumulative % (dots: p95)", fontsize=7, color=INK)
         axes.set_xlim(left=0)
     _legend(axes)
     return _marked(figure, record)
@@ -167,8 +167,8 @@ def _single(record: dict[str, Any]) -> list[dict[str, Any]]:
     return [point for point in _measured(record) if point["setting"]["batch"] == 1 and point["decode_tps"]]
 
 
-def _but(point: dict[str, Any], *left_out: str) -> str:
-    """A point's setting without some of its axes, in words."""
+def _label_without(point: dict[str, Any], *omitted: str) -> str:
+    """The label of a point's setting without some of its axes."""
     setting = point["setting"]
     words = {
         "ranks": f"{setting['ranks']} ranks" if setting["ranks"] > 1 else "1 rank",
@@ -178,7 +178,7 @@ def _but(point: dict[str, Any], *left_out: str) -> str:
         "batch": f"batch {setting['batch']}",
         "fast_synch": "fast sync" if setting["fast_synch"] else "",
     }
-    return ", ".join(text for name, text in words.items() if name not in left_out and text)
+    return ", ".join(text for name, text in words.items() if name not in omitted and text)
 
 
 def _short(point: dict[str, Any]) -> str:
@@ -195,11 +195,11 @@ def _figure(title: str, below: str) -> tuple[Figure, Any]:
     figure = Figure(figsize=(7.0, 3.3), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.subplots()
-    _dress(axes, title, below)
+    _style_axes(axes, title, below)
     return figure, axes
 
 
-def _dress(axes: Any, title: str, below: str) -> None:
+def _style_axes(axes: Any, title: str, below: str) -> None:
     axes.set_title(title, fontsize=9, color=INK, loc="left")
     axes.set_xlabel(below, fontsize=8, color=INK)
     axes.patch.set_alpha(0)

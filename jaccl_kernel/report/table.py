@@ -1,4 +1,4 @@
-"""The one table renderer: rows of text for the terminal, and a benchmark's rows for every door."""
+"""The table renderer for the terminal, and the rows of a benchmark for all user interfaces."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ BENCH_COLUMNS = (
 
 
 def render(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A plain-text table, columns aligned; numbers stand to the right."""
+    """A plain-text table with right-aligned columns."""
     widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
     lines = [
         "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
@@ -20,7 +20,7 @@ def render(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def bench_rows(record: dict[str, Any]) -> list[list[str]]:
-    """One row of text per point of a benchmark's record, under BENCH_COLUMNS."""
+    """One row per point of a benchmark's record, with BENCH_COLUMNS."""
     return [
         [
             str(point["ranks"]),
@@ -43,5 +43,5 @@ def _range(spread: dict[str, float | None]) -> str:
 
 
 def number(value: float | None, form: str, scale: float = 1.0) -> str:
-    """A number for people, "-" for one that was not measured."""
+    """A formatted number, or "-" if not measured."""
     return "-" if value is None else format(value * scale, form)

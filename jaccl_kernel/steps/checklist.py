@@ -1,69 +1,51 @@
-"""What a person has done at each Mac, kept across restarts in one small JSON file.
+"""The steps that a person has marked as done on each Mac, saved in one small JSON file.
 
-A tick is a memory aid and never a proof: the scan alone turns a light green. So the file lies in the cache
-folder, where every notebook and terminal finds it whatever its working folder, and losing it costs little.
-A step is known by its text: when macOS, and with it the way, changes, the old ticks no longer count.
+A tick is a reminder, not a proof: only a scan marks a Mac as ready. The file is in the cache folder, where
+every notebook and terminal finds it, and losing it does little harm. A step is identified by its text: when
+the text changes (with a macOS version), the old tick no longer applies.
 """
 
-import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from jaccl_kernel.errors import JacclError
-from jaccl_kernel.paths import cache_dir
+from jaccl_kernel.core.files import write_text
+from jaccl_kernel.core.paths import cache_dir
 
 Ticks = Mapping[str, frozenset[str]]
-"""The steps that are done, by the Mac's name."""
+"""The completed steps, by the Mac's name."""
 
 
 def checklist_file(*, rehearsal: bool) -> Path:
-    """Where the ticks are kept: those of simulated Macs never mix with those of real ones."""
+    """Return the path of the file; simulated Macs have a file of their own."""
     return cache_dir() / ("enable-rehearsal.json" if rehearsal else "enable.json")
 
 
 def load(*, rehearsal: bool) -> Ticks:
-    """All ticks; those of a file that cannot be read count as not made."""
+    """Return all ticks; none if the file cannot be read."""
     try:
-        told = json.loads(checklist_file(rehearsal=rehearsal).read_text(encoding="utf-8"))
+        saved = json.loads(checklist_file(rehearsal=rehearsal).read_text(encoding="utf-8"))
         return {
             mac: frozenset(step for step in steps if isinstance(step, str))
-            for mac, steps in told["ticks"].items()
+            for mac, steps in saved["ticks"].items()
         }
     except (OSError, ValueError, LookupError, AttributeError, TypeError):
         return {}
 
 
 def save(ticks: Ticks, *, rehearsal: bool) -> None:
-    """Keep the ticks, whole or not at all.
+    """Save the ticks atomically.
 
     Raises:
         JacclError: the file cannot be written.
     """
-    path = checklist_file(rehearsal=rehearsal)
-    told = {mac: sorted(steps) for mac, steps in sorted(ticks.items()) if steps}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump({"schema": 1, "ticks": told}, file, ensure_ascii=False, indent=1)
-            Path(name).replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                Path(name).unlink()
-            raise
-    except OSError as error:
-        fix = "Free some space there, or set JACCL_CACHE to another folder."
-        raise JacclError(
-            f"the checklist cannot be kept: {error.strerror}", where=str(path), fix=fix
-        ) from error
+    saved = {mac: sorted(steps) for mac, steps in sorted(ticks.items()) if steps}
+    text = json.dumps({"schema": 1, "ticks": saved}, ensure_ascii=False, indent=1)
+    write_text(checklist_file(rehearsal=rehearsal), text)
 
 
 def tick(mac: str, step: str, *, done: bool = True, rehearsal: bool) -> Ticks:
-    """Note that a step at a Mac is done, or is not done after all; all ticks as they are now.
+    """Mark a step on a Mac as done, or not done. Returns all ticks.
 
     Raises:
         JacclError: the file cannot be written.
@@ -76,7 +58,7 @@ def tick(mac: str, step: str, *, done: bool = True, rehearsal: bool) -> Ticks:
 
 
 def forget(macs: frozenset[str], *, rehearsal: bool) -> Ticks:
-    """Drop the ticks of these Macs, which have no step left; all ticks as they are now.
+    """Remove the ticks of these Macs, which have no remaining step. Returns all ticks.
 
     Raises:
         JacclError: the file cannot be written.
@@ -84,6 +66,6 @@ def forget(macs: frozenset[str], *, rehearsal: bool) -> Ticks:
     ticks = load(rehearsal=rehearsal)
     if not macs & set(ticks):
         return ticks
-    kept = {mac: steps for mac, steps in ticks.items() if mac not in macs}
-    save(kept, rehearsal=rehearsal)
-    return kept
+    remaining = {mac: steps for mac, steps in ticks.items() if mac not in macs}
+    save(remaining, rehearsal=rehearsal)
+    return remaining

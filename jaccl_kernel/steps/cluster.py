@@ -1,17 +1,18 @@
-"""A cluster as every step takes it: a hostfile, or only names, and a way to each node.
+"""The cluster that every step takes: a hostfile, or only names, and one Node per host.
 
-The one place that knows whether the Macs are real or simulated; the steps never ask.
+Only this module knows whether the Macs are real or simulated; the steps do not.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaccl_kernel.cluster.hostfile import Host, Hostfile
-from jaccl_kernel.cluster.shell import Node, node_for
-from jaccl_kernel.cluster.wiring import distinct
-from jaccl_kernel.errors import InputError
+from jaccl_kernel.core.errors import InputError
+from jaccl_kernel.hostfile.hostfile import Host, Hostfile
+from jaccl_kernel.nodes.node import Node
+from jaccl_kernel.nodes.ssh_node import node_for
 from jaccl_kernel.rehearsal import homes
+from jaccl_kernel.topology.wiring import distinct
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,10 @@ class Cluster:
     """The nodes of a hostfile, in rank order.
 
     Attributes:
-        hostfile: as it was read; one made from bare names has no addresses and no matrix yet.
-        nodes: a way to each of its hosts.
-        rehearsal: whether they are simulated Macs.
-        rank_env: what each rank's environment gets on this machine (a simulated Mac's home), or nothing.
+        hostfile: as read; one made from bare names has no addresses and no matrix yet.
+        nodes: one for each of its hosts.
+        rehearsal: whether the Macs are simulated.
+        rank_env: extra environment variables of each rank (a simulated Mac's home), or empty.
     """
 
     hostfile: Hostfile
@@ -32,7 +33,7 @@ class Cluster:
 
     @classmethod
     def of(cls, hostfile: Hostfile) -> "Cluster":
-        """The cluster that a hostfile describes."""
+        """Return the cluster that a hostfile describes."""
         if homes.is_rehearsal(hostfile):
             macs = homes.prepare(hostfile)
             return cls(
@@ -41,34 +42,36 @@ class Cluster:
                 rehearsal=True,
                 rank_env=tuple(mac.environment() for mac in macs),
             )
-        names = distinct([host.name for host in hostfile.hosts])  # by which reports tell the nodes apart
+        names = distinct([host.name for host in hostfile.hosts])  # reports need unique names
         nodes = (node_for(host.ssh, name) for host, name in zip(hostfile.hosts, names, strict=True))
         return cls(hostfile, tuple(nodes))
 
     @classmethod
     def read(cls, path: Path) -> "Cluster":
-        """The cluster of a hostfile on disk.
+        """Return the cluster of a hostfile on disk.
 
         Raises:
-            HostfileError: it cannot be read.
+            HostfileError: the file cannot be read.
         """
         return cls.of(Hostfile.read(path))
 
     @classmethod
     def named(cls, names: Sequence[str]) -> "Cluster":
-        """A cluster of ssh names that has no hostfile yet.
+        """Return a cluster of ssh names that has no hostfile yet.
 
         Raises:
-            InputError: no names, an empty one, or one twice.
+            InputError: there is no name, an empty name, or a duplicate.
         """
         if not names or not all(name.strip() for name in names):
-            raise InputError("no host, or an empty name", fix="Name the Macs: --hosts mac1.local,mac2.local")
-        twice = next((name for name in names if list(names).count(name) > 1), None)
-        if twice is not None:
-            raise InputError(f"{twice} is named twice", fix="Name each Mac once, rank 0 first.")
+            raise InputError(
+                "no host, or an empty host name", fix="Name the Macs: --hosts mac1.local,mac2.local"
+            )
+        duplicate = next((name for name in names if list(names).count(name) > 1), None)
+        if duplicate is not None:
+            raise InputError(f"duplicate host {duplicate}", fix="Name each Mac once, rank 0 first.")
         return cls.of(Hostfile(tuple(Host(ssh=name) for name in names)))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What reports call the nodes."""
+        """The nodes' names in reports."""
         return tuple(node.name for node in self.nodes)

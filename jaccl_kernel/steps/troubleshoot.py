@@ -1,34 +1,38 @@
-"""Troubleshoot: what a text means, what the last jobs' logs tell, and jobs that nobody owns any more.
+"""Troubleshoot: explain error texts and the last jobs' logs, and end leftover processes.
 
 `explain` knows the errors of JACCL, MLX and mlx-lm; `look` finds processes that hold a Mac's devices; `end`
-ends those that it was shown, after a yes, each by its id and only while it is still that process.
+ends the listed ones after confirmation, each by its pid and only if its command line is unchanged.
 """
 
 import asyncio
-import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jaccl_kernel.cluster.shell import Node
-from jaccl_kernel.errors import InputError, NodeError
-from jaccl_kernel.jobs.diagnose import KNOWN
-from jaccl_kernel.jobs.run import OnEvent, ignore
-from jaccl_kernel.paths import cache_dir
+from jaccl_kernel.core.errors import InputError, NodeError
+from jaccl_kernel.core.events import HOST, Event, Stage
+from jaccl_kernel.core.paths import cache_dir
+from jaccl_kernel.launch import diagnose
+from jaccl_kernel.launch.diagnose import Explanation
+from jaccl_kernel.launch.run import OnEvent, ignore
+from jaccl_kernel.nodes.node import Node
 from jaccl_kernel.steps.cluster import Cluster
-from jaccl_kernel.steps.live_gates import Process, processes
-from jaccl_kernel.steps.serve_detached import REBOOT, find_running
-from jaccl_kernel.wire import HOST, Event
+from jaccl_kernel.steps.serve.detached import REBOOT, find_running
+from jaccl_kernel.steps.verify.live_checks import Process, processes
 
-PATIENCE_S = 5  # of a process that was asked to end
+PATIENCE_S = 5  # between SIGTERM and SIGKILL
 END_DEADLINE_S = PATIENCE_S + 15.0
-LINE_LENGTH = 300  # of a line that is shown
+LINE_LENGTH = 300  # a longer line is cut
 SHOWN_LOGS = 5
 
-# one process a time: "PID command"; it is ended only if it is still that command
+# One process at a time: "PID command". A process with another command line is left alone.
 _END = r"""
 patience=$1; shift
-same() { [ "$(ps -ww -o command= -p "$1" 2>/dev/null)" = "$2" ]; }
+command_of() {
+    if command -v ps >/dev/null 2>&1; then ps -ww -o command= -p "$1"; return; fi
+    command=$(tr '\0\n' '  ' <"/proc/$1/cmdline") && printf '%s\n' "${command% }"
+}
+same() { [ "$(command_of "$1" 2>/dev/null)" = "$2" ]; }
 while [ $# -ge 2 ]; do
     pid=$1 command=$2; shift 2
     if ! same "$pid" "$command"; then echo "gone $pid"; continue; fi
@@ -45,34 +49,18 @@ done
 
 
 @dataclass(frozen=True)
-class Finding:
-    """A line that is known to mean something.
-
-    Attributes:
-        line: the line, shortened.
-        cause, fix: what it means and what to do.
-        secondary: another rank was gone first; look for the first cause elsewhere.
-    """
-
-    line: str
-    cause: str
-    fix: str
-    secondary: bool
-
-
-@dataclass(frozen=True)
 class LogFinding:
-    """What one rank's log of a job tells."""
+    """The findings in one rank's log of a job."""
 
     path: Path
     job: str
     age_s: float
-    findings: tuple[Finding, ...]
+    findings: tuple[Explanation, ...]
 
 
 @dataclass(frozen=True)
 class Stuck:
-    """What runs on one node; `error` is why it is not known."""
+    """The jobs' processes on one node; `error` says why they are unknown."""
 
     node: str
     processes: tuple[Process, ...] = ()
@@ -81,7 +69,7 @@ class Stuck:
 
 @dataclass(frozen=True)
 class Ended:
-    """What became of a process: ended, killed, gone (before we came), refused (not ours), or stays."""
+    """The outcome for a process: ended, killed, gone (before the signal), refused (not ours), or stays."""
 
     node: str
     pid: int
@@ -90,21 +78,21 @@ class Ended:
 
 @dataclass(frozen=True)
 class LookReport:
-    """What was found."""
+    """The result of `look`."""
 
     nodes: tuple[Stuck, ...]
     logs: tuple[LogFinding, ...] = ()
-    servers: tuple[str, ...] = ()  # what is no leftover: servers that run here, each in a sentence
+    servers: tuple[str, ...] = ()  # running servers, which are not leftovers: one sentence each
 
     @property
     def ok(self) -> bool:
-        """Whether every node told, and none runs anything of a job."""
+        """Whether every node answered, and none runs a process of a job."""
         return not any(node.processes or node.error for node in self.nodes)
 
 
 @dataclass(frozen=True)
 class EndReport:
-    """What was ended; `note` says what only a reboot frees."""
+    """The result of `end`; `note` says what needs a reboot."""
 
     ended: tuple[Ended, ...]
     errors: tuple[str, ...] = ()
@@ -112,25 +100,22 @@ class EndReport:
 
     @property
     def ok(self) -> bool:
-        """Whether none of them is left."""
+        """Whether every process has ended."""
         return not self.errors and all(one.outcome in ("ended", "killed", "gone") for one in self.ended)
 
 
-def explain(text: str) -> list[Finding]:
-    """What is known of a text, first causes before what only follows from them; each cause once."""
-    found: dict[str, Finding] = {}
-    for known in sorted(KNOWN, key=lambda one: one.secondary):
-        for line in text.splitlines():
-            if known.cause not in found and re.search(known.pattern, line):
-                found[known.cause] = Finding(
-                    line.strip()[:LINE_LENGTH], known.cause, known.fix, known.secondary
-                )
-    return list(found.values())
+def explain(text: str, hostfile: str = "FILE") -> list[Explanation]:
+    """The known errors in a text, each with every possible cause; primary errors first.
+
+    `hostfile` is its path, for the commands.
+    """
+    found = diagnose.explain(text, hostfile=hostfile)
+    return [replace(one, line=one.line[:LINE_LENGTH]) for one in found]
 
 
 def read_logs(most: int = SHOWN_LOGS) -> list[LogFinding]:
-    """The newest jobs' logs on this machine that hold something known, the newest job first."""
-    told = []
+    """Return the findings in the newest jobs' logs on this machine, the newest job first."""
+    found = []
     folders = sorted((cache_dir() / "jobs").glob("*/"), key=lambda path: path.name, reverse=True)
     for path in (log for folder in folders for log in sorted(folder.glob("rank*.log"))):
         try:
@@ -139,28 +124,27 @@ def read_logs(most: int = SHOWN_LOGS) -> list[LogFinding]:
         except OSError:
             continue
         if findings:
-            told.append(LogFinding(path, path.parent.name, age, tuple(findings)))
-        if len(told) == most:
+            found.append(LogFinding(path, path.parent.name, age, tuple(findings)))
+        if len(found) == most:
             break
-    return told
+    return found
 
 
 async def look(cluster: Cluster, *, on_event: OnEvent = ignore) -> LookReport:
-    """Find the jobs' processes on every node at once, and read the last logs."""
+    """Find the jobs' processes on all nodes at once, and read the last logs."""
 
     async def one(node: Node) -> Stuck:
         try:
-            found = tuple(await processes(node, only_own=cluster.rehearsal))
+            running = await processes(node, only_own=cluster.rehearsal)
+            found = tuple(process for process in running if process.blocks)
         except NodeError as error:
             return Stuck(node.name, error=f"{error.what}. {error.fix}".strip())
-        on_event(
-            Event(HOST, "stage", {"name": "look", "text": f"{node.name}: {len(found)}", "fraction": None})
-        )
+        on_event(Event(HOST, Stage("look", f"{node.name}: {len(found)}")))
         return Stuck(node.name, found)
 
     nodes = await asyncio.gather(*map(one, cluster.nodes))
     servers = (
-        f"The server {one.id} at {one.url} runs, with ranks of these: `jaccl stop {one.id}` ends it."
+        f"Server {one.id} is running at {one.url} with ranks of these: `jaccl stop {one.id}` ends it."
         for one in find_running()
     )
     return LookReport(tuple(nodes), tuple(await asyncio.to_thread(read_logs)), tuple(servers))
@@ -169,27 +153,28 @@ async def look(cluster: Cluster, *, on_event: OnEvent = ignore) -> LookReport:
 async def end(
     cluster: Cluster, report: LookReport, *, yes: bool = False, on_event: OnEvent = ignore
 ) -> EndReport:
-    """End the processes that a look has found: terminate, then kill, all nodes at once.
+    """End the jobs' processes that `look` found, not other programs: SIGTERM, then SIGKILL, on all nodes.
 
     Raises:
-        InputError: without a yes.
+        InputError: it was not confirmed.
     """
     if not yes:
-        raise InputError("nothing is ended without a yes", fix="Look at the list, then say --yes.")
+        raise InputError("not confirmed: no process was ended", fix="Check the list, then pass --yes.")
 
     async def one(node: Node, stuck: Stuck) -> tuple[list[Ended], str]:
-        if not stuck.processes:
+        leftover = [process for process in stuck.processes if process.ours]
+        if not leftover:
             return [], ""
-        words = [word for process in stuck.processes for word in (str(process.pid), process.command)]
-        deadline = END_DEADLINE_S + len(stuck.processes) * (PATIENCE_S + 2)
+        words = [word for process in leftover for word in (str(process.pid), process.command)]
+        deadline = END_DEADLINE_S + len(leftover) * (PATIENCE_S + 2)
         try:
-            told = await node.script(_END, str(PATIENCE_S), *words, deadline=deadline)
+            done = await node.script(_END, str(PATIENCE_S), *words, deadline=deadline)
         except NodeError as error:
             return [], f"{node.name}: {error.what}"
-        ended = [_ended(node.name, line) for line in told.stdout.splitlines() if " " in line]
+        ended = [_ended(node.name, line) for line in done.stdout.splitlines() if " " in line]
         for each in ended:
             text = f"{each.node}: {each.pid} {each.outcome}"
-            on_event(Event(HOST, "stage", {"name": "end", "text": text, "fraction": None}))
+            on_event(Event(HOST, Stage("end", text)))
         return ended, ""
 
     results = await asyncio.gather(*map(one, cluster.nodes, report.nodes))

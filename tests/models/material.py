@@ -91,6 +91,9 @@ def tiny_llama(
     }
     for layer in range(layers):
         prefix = f"model.layers.{layer}"
+        if model_type == "qwen2":
+            for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"):
+                tensors[f"{prefix}.{name}.bias"] = ("BF16", linear[name][:1])
         for name, (rows, columns) in linear.items():
             if group:
                 tensors[f"{prefix}.{name}.weight"] = ("U32", (rows, columns // 8))

@@ -1,4 +1,4 @@
-"""Facts as text and as JSON: pytest tests/models/test_describe.py."""
+"""Facts as text and as JSON."""
 
 import json
 from dataclasses import replace
@@ -9,14 +9,14 @@ from jaccl_kernel.models.inspect import inspect
 from tests.models.material import tiny_llama
 
 
-def test_the_page_tells_what_splits_and_what_does_not(tmp_path: Path) -> None:
+def test_the_text_lists_the_supported_splits(tmp_path: Path) -> None:
     facts = inspect(tiny_llama(group=32, layers=8).save(tmp_path / "My model"))
     page = describe(facts)
     assert page.startswith(f"My model: llama, {facts.parameters} parameters, 4-bit in groups of 32 (affine)")
     lines = [line.strip() for line in page.splitlines()]
     each = facts.tensor_parallel(2).bytes_per_rank[0]
     assert f"2    yes, {each} bytes each" in lines
-    assert "4    no: 2 key-value heads are fewer than 4 ranks: some would get none" in lines
+    assert "4    no: the model has 2 key-value heads, fewer than 4 ranks" in lines
     assert "2-8  no: mlx-lm's llama has no pipeline()" in lines
     assert facts.digest in page
 

@@ -1,4 +1,4 @@
-"""From a model's name to its folder: pytest tests/models/test_resolve.py."""
+"""From a model's name to its folder."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jaccl_kernel.errors import ModelError
+from jaccl_kernel.core.errors import ModelError
 from jaccl_kernel.models.demo import FORMAT, SMOLLM2, demo_path
 from jaccl_kernel.models.resolve import resolve
 from tests.models.material import tiny_llama
@@ -38,6 +38,7 @@ def hub_cache(cache: Path, model: Any, name: str = "org/some-model") -> Path:
     return snapshot
 
 
+@pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize(
     ("variable", "below"),
     [("HF_HUB_CACHE", "."), ("HF_HOME", "hub"), ("XDG_CACHE_HOME", "huggingface/hub")],
@@ -53,13 +54,13 @@ def test_a_hub_id_is_found_in_the_cache_that_the_environment_names(
     env |= {variable: str(tmp_path / "cache"), "HOME": str(tmp_path)}
     command = [sys.executable, "-c", code]
     answer = subprocess.run(
-        command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
     )
     assert answer.returncode == 0, answer.stderr
     assert Path(answer.stdout.strip()).samefile(snapshot)
 
 
-def test_a_hub_id_that_is_nowhere_says_where_was_looked(tmp_path: Path) -> None:
+def test_an_unknown_hub_id_is_reported_with_the_searched_locations(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         resolve("org/absent-model")
     assert "Hugging Face cache (" in caught.value.what
@@ -69,13 +70,13 @@ def test_a_hub_id_that_is_nowhere_says_where_was_looked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["", "nothing", "no/such/folder", "/no/such", "../nothing", "a--b/c", "org/"]
 )
-def test_what_is_nothing_is_told(name: str) -> None:
-    with pytest.raises(ModelError, match=r"no folder here|neither a folder"):
+def test_an_unknown_name_is_reported(name: str) -> None:
+    with pytest.raises(ModelError, match=r"directory not found|not a local folder"):
         resolve(name)
 
 
-def test_the_demo_is_named_only_when_it_is_whole() -> None:
-    with pytest.raises(ModelError, match="not made yet"):
+def test_the_demo_resolves_only_when_it_is_complete() -> None:
+    with pytest.raises(ModelError, match="does not exist yet"):
         resolve("demo")
     folder = demo_path()
     folder.mkdir(parents=True)
@@ -84,5 +85,15 @@ def test_the_demo_is_named_only_when_it_is_whole() -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert resolve("demo") == folder
     (folder / "config.json").write_text("")
-    with pytest.raises(ModelError, match="not made yet"):
+    with pytest.raises(ModelError, match="does not exist yet"):
         resolve("demo")
+
+
+def test_a_name_is_a_folder_that_sync_placed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_llama().save(tmp_path / "home" / "models" / "some-model")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert resolve("some-model") == folder
+    assert resolve("org/some-model") == folder  # sync puts a model that is told by its id there
+    here = tiny_llama().save(tmp_path / "some-model")
+    assert resolve("some-model") == here

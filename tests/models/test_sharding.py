@@ -1,17 +1,13 @@
-"""Which splits work, against mlx-lm itself: pytest tests/models/test_sharding.py."""
+"""Which splits work, against mlx-lm itself."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jaccl_kernel.errors import InputError
-from jaccl_kernel.models.facts import ModelFacts
+from jaccl_kernel.core.errors import InputError
 from jaccl_kernel.models.inspect import inspect
+from tests.models.asking import Real, ask_mlx_lm
 from tests.models.material import tiny_llama
 
 RANKS = (2, 3, 4, 8)
@@ -134,27 +130,14 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[ModelFacts, dict[str, Any]]]:
-    """Each model: what we say of it, and what mlx-lm made of it, in one child process with mlx."""
-    folder = tmp_path_factory.mktemp("real")
-    places = {name: str(folder / str(number)) for number, name in enumerate(MODELS)}
-    answer = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "real_shards.py")],
-        input=json.dumps({name: (places[name], config) for name, config in MODELS.items()}),
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert answer.returncode == 0, answer.stderr
-    answers = json.loads(answer.stdout)
-    return {name: (inspect(places[name]), answers[name]) for name in MODELS}
+def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
+    return ask_mlx_lm(tmp_path_factory.mktemp("real"), {name: (MODELS[name], RANKS) for name in MODELS})
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize("name", MODELS)
-def test_tensor_parallel_is_what_mlx_lm_really_does(real: dict[str, Any], name: str, ranks: int) -> None:
+def test_tensor_parallel_is_what_mlx_lm_really_does(real: Real, name: str, ranks: int) -> None:
     facts, answers = real[name]
     split = facts.tensor_parallel(ranks)
     sizes = answers["tensor"][str(ranks)]
@@ -162,20 +145,22 @@ def test_tensor_parallel_is_what_mlx_lm_really_does(real: dict[str, Any], name: 
         assert sizes == [split.bytes_per_rank[0], split.bytes_per_rank[-1]]
         assert len(split.bytes_per_rank) == ranks
     else:
-        said_to_run = any("wrong text without any error" in reason for reason in split.reasons)
+        said_to_run = any("wrong text without an error" in reason for reason in split.reasons)
         assert said_to_run == (sizes is not None)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize("name", MODELS)
-def test_pipeline_is_what_mlx_lm_really_does(real: dict[str, Any], name: str, ranks: int) -> None:
+def test_pipeline_is_what_mlx_lm_really_does(real: Real, name: str, ranks: int) -> None:
     facts, answers = real[name]
     split = facts.pipeline(ranks)
     assert (list(split.bytes_per_rank) or None) == answers["pipeline"][str(ranks)]
     assert split.ok == (not split.reasons)
 
 
-def test_some_of_these_split_and_some_do_not(real: dict[str, Any]) -> None:
+@pytest.mark.processes
+def test_some_of_these_split_and_some_do_not(real: Real) -> None:
     over = {name: [n for n in RANKS if facts.tensor_parallel(n).ok] for name, (facts, _) in real.items()}
     assert over["llama"] == [2, 4]
     assert over["llama, hidden 100"] == [2, 4, 8]
@@ -184,33 +169,37 @@ def test_some_of_these_split_and_some_do_not(real: dict[str, Any]) -> None:
     assert over["qwen3.5, repeated key-value heads"] == [2, 4]
 
 
-def test_what_would_run_and_be_wrong_is_refused_and_said_so(real: dict[str, Any]) -> None:
+@pytest.mark.processes
+def test_a_silently_wrong_split_is_refused_with_the_reason(real: Real) -> None:
     facts, answers = real["llama, 9 heads on 9"]
     split = facts.tensor_parallel(2)
     assert answers["tensor"]["2"] is not None  # mlx-lm runs it
     assert not split.ok
-    assert split.reasons[0].startswith("9 query heads do not divide by 2 ranks, but their rows do")
-    assert split.reasons[1:] == ("9 key-value heads do not divide by 2 ranks",)
+    assert split.reasons[0].startswith("9 query heads are not divisible by 2 ranks, but their rows are")
+    assert split.reasons[1:] == ("9 key-value heads are not divisible by 2 ranks",)
 
 
 def reasons(folder: Path, ranks: int) -> tuple[str, ...]:
     return inspect(folder).tensor_parallel(ranks).reasons
 
 
-def test_each_failing_rule_is_told_once_not_once_a_layer(tmp_path: Path) -> None:
+def test_each_failed_rule_is_reported_once_not_once_per_layer(tmp_path: Path) -> None:
     folder = tiny_llama(heads=6, kv_heads=2, head_dim=16, inner=100, layers=5).save(tmp_path / "m")
     assert reasons(folder, 3) == (
-        "2 key-value heads are fewer than 3 ranks: some would get none",
-        "100 inputs (intermediate_size) of mlp.down_proj do not divide by 3 ranks",
-        "100 outputs (intermediate_size) of mlp.gate_proj, mlp.up_proj do not divide by 3 ranks",
-        "32 outputs of self_attn.k_proj, self_attn.v_proj do not divide by 3 ranks",
+        "the model has 2 key-value heads, fewer than 3 ranks",
+        "100 inputs (intermediate_size) of mlp.down_proj are not divisible by 3 ranks",
+        "100 outputs (intermediate_size) of mlp.gate_proj, mlp.up_proj are not divisible by 3 ranks",
+        "32 outputs of self_attn.k_proj, self_attn.v_proj are not divisible by 3 ranks",
     )
 
 
-def test_a_cut_through_a_quantization_group_is_told(tmp_path: Path) -> None:
+def test_a_split_through_a_quantization_group_is_reported(tmp_path: Path) -> None:
     folder = tiny_llama(heads=4, kv_heads=4, head_dim=32, inner=192, group=64).save(tmp_path / "m")
     assert reasons(folder, 2) == (
-        "192 inputs (intermediate_size) of mlp.down_proj make 96 a rank, no multiple of the group size 64",
+        (
+            "192 inputs (intermediate_size) of mlp.down_proj give 96 per rank, "
+            "which is not a multiple of the group size 64"
+        ),
     )
 
 
@@ -224,53 +213,10 @@ def test_a_module_with_a_group_of_its_own_is_judged_by_it(tmp_path: Path) -> Non
     assert inspect(model.save(tmp_path / "m")).tensor_parallel(2).ok
 
 
-def test_an_architecture_without_shard_says_so(tmp_path: Path) -> None:
+def test_an_architecture_without_shard_is_reported(tmp_path: Path) -> None:
     folder = tiny_llama(model_type="gemma").save(tmp_path / "m")
-    assert reasons(folder, 2) == ("mlx-lm's gemma has no shard(): it knows no tensor parallelism",)
+    assert reasons(folder, 2) == ("mlx-lm's gemma has no shard(), so it does not support tensor parallelism",)
     assert inspect(folder).tensor_parallel(1).ok
-
-
-def test_published_gpt_oss_blocks_are_cut_between_blocks(tmp_path: Path) -> None:
-    model = tiny_llama(heads=8, kv_heads=8, head_dim=32, hidden=64, layers=1, model_type="gpt_oss")
-    for name in [name for name in model.tensors if ".mlp." in name]:
-        del model.tensors[name]
-    model.config["quantization_config"] = {"quant_method": "mxfp4"}
-    experts = "model.layers.0.mlp.experts"
-    model.tensors[f"{experts}.gate_up_proj_blocks"] = ("U8", (4, 192, 2, 16))
-    model.tensors[f"{experts}.gate_up_proj_scales"] = ("U8", (4, 192, 2))
-    model.tensors[f"{experts}.down_proj_blocks"] = ("U8", (4, 64, 6, 16))
-    model.tensors[f"{experts}.down_proj_scales"] = ("U8", (4, 64, 6))
-    model.tensors[f"{experts}.down_proj_bias"] = ("BF16", (4, 64))
-    folder = model.save(tmp_path / "m")
-    facts = inspect(folder)
-    assert facts.tensor_parallel(2).ok
-    assert reasons(folder, 4) == (
-        "192 inputs of mlp.experts make 48 a rank, no multiple of the group size 32",
-    )
-    whole, half = facts.tensor_parallel(1).bytes_per_rank[0], facts.tensor_parallel(2).bytes_per_rank[0]
-    cut = (
-        4 * 192 * 2 * 17 + 4 * 64 * 6 * 17 + 2 * 4 * 8 * 32 * 64
-    )  # experts with their scales; q, k, v, o in BF16
-    assert whole - half == cut // 2
-
-
-def test_published_experts_one_by_one_are_cut_too(tmp_path: Path) -> None:
-    model = tiny_llama(layers=1, model_type="qwen3_moe", inner=0)
-    model.config |= {
-        "num_experts": 2,
-        "num_experts_per_tok": 1,
-        "moe_intermediate_size": 48,
-        "intermediate_size": 1,
-    }
-    for name in [name for name in model.tensors if ".mlp." in name]:
-        del model.tensors[name]
-    for expert in range(2):
-        prefix = f"model.layers.0.mlp.experts.{expert}"
-        model.tensors |= {f"{prefix}.{name}.weight": ("BF16", (48, 64)) for name in ("gate_proj", "up_proj")}
-        model.tensors[f"{prefix}.down_proj.weight"] = ("BF16", (64, 48))
-    facts = inspect(model.save(tmp_path / "m"))
-    whole, half = facts.tensor_parallel(1).bytes_per_rank[0], facts.tensor_parallel(2).bytes_per_rank[0]
-    assert whole - half == (2 * 3 * 48 * 64 * 2 + (2 * 64 + 2 * 32) * 64 * 2) // 2
 
 
 def test_a_pipeline_needs_an_index_and_a_layer_for_each_rank(tmp_path: Path) -> None:
@@ -279,11 +225,11 @@ def test_a_pipeline_needs_an_index_and_a_layer_for_each_rank(tmp_path: Path) -> 
     split = facts.pipeline(4)
     assert not split.ok
     assert "model.safetensors.index.json" in split.reasons[0]
-    assert split.reasons[1] == "3 layers are fewer than 4 ranks"
+    assert split.reasons[1] == "the model has 3 layers, fewer than 4 ranks"
 
 
 def test_no_ranks_make_no_sense(tmp_path: Path) -> None:
     facts = inspect(tiny_llama().save(tmp_path / "m"))
     for ask in (facts.tensor_parallel, facts.pipeline):
-        with pytest.raises(InputError, match="0 ranks"):
+        with pytest.raises(InputError, match=r"at least 1 \(got 0\)"):
             ask(0)

@@ -1,4 +1,4 @@
-"""The tokenizer that is built of a GGUF: pytest tests/models/test_vocabulary.py."""
+"""The tokenizer that is built of a GGUF."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaccl_kernel.errors import ModelError
+from jaccl_kernel.core.errors import ModelError
 from jaccl_kernel.models.vocabulary import Vocabulary, build, write_tokenizer
 
 LETTERS = "Ġabcdefghijklmnopqrstuvwxyz0123456789"
@@ -56,9 +56,9 @@ def test_special_tokens_are_one_token_and_never_made_of_plain_pieces() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model": "llama"}, "tokenizer is 'llama'"),
+        ({"model": "llama"}, "tokenizer 'llama'"),
         ({"pre": "qwen2"}, "split 'qwen2'"),
-        ({"merges": None}, "does not state tokenizer.ggml.merges"),
+        ({"merges": None}, "tokenizer.ggml.merges is missing"),
     ],
 )
 def test_another_kind_of_tokenizer_is_refused(changes: dict[str, Any], words: str) -> None:

@@ -1,15 +1,15 @@
-"""The bring-up panels with the real steps on the rehearsal, healthy and broken; no browser.
-
-pytest tests/notebook/test_bringup_panels.py
-"""
+"""The bring-up panels with the real steps on the rehearsal, healthy and broken; no browser."""
 
 import html
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from jaccl_kernel.cluster.hostfile import Hostfile
+from jaccl_kernel.core.events import HOST, Event
+from jaccl_kernel.core.options import SyncOptions
+from jaccl_kernel.hostfile.hostfile import Hostfile
 from jaccl_kernel.notebook import session
 from jaccl_kernel.notebook.panels.enable import EnablePanel
 from jaccl_kernel.notebook.panels.environment import EnvironmentPanel
@@ -19,8 +19,9 @@ from jaccl_kernel.notebook.panels.sync import SyncPanel
 from jaccl_kernel.notebook.panels.verify import VerifyPanel
 from jaccl_kernel.rehearsal import homes, plan
 from jaccl_kernel.steps import checklist
-from jaccl_kernel.steps.sync_report import NodeSync, SyncReport
-from jaccl_kernel.wire import HOST, Event
+from jaccl_kernel.steps.cluster import Cluster
+from jaccl_kernel.steps.sync.events import CopyKept
+from jaccl_kernel.steps.sync.report import Kept, NodeSync, SyncReport
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -55,7 +56,7 @@ async def test_a_mac_with_rdma_off_gets_its_steps_and_keeps_its_ticks(tmp_path: 
     panel = EnablePanel()
     report = await panel.run()
     assert [light.kind for light in report.lights] == ["ready", "off", "ready"]
-    assert "capable, but off" in panel.result.value
+    assert "RDMA is off" in panel.result.value
     first = panel.tasks.children[1]
     first.value = True
     assert checklist.load(rehearsal=True)[report.lights[1].name] == {first.description}
@@ -70,10 +71,10 @@ async def test_the_environment_is_checked_and_made_only_after_a_yes() -> None:
     assert report.ok, report.problems
     assert "mlx-lm" in panel.result.value
     panel.apply()
-    assert "nothing is made without a yes" in panel.trouble.value
+    assert "not confirmed" in panel.error_view.value
 
 
-async def test_a_hostfile_is_proposed_written_and_then_passes_every_gate(own_hostfiles: Path) -> None:
+async def test_a_hostfile_is_proposed_written_and_then_passes_every_check(own_hostfiles: Path) -> None:
     panel = HostfilePanel()
     report = await panel.run()
     assert report.ok
@@ -83,9 +84,9 @@ async def test_a_hostfile_is_proposed_written_and_then_passes_every_gate(own_hos
     assert path == (own_hostfiles / "hostfiles" / "rehearsal.local.json").resolve()
     assert "rdma" not in (own_hostfiles / "hostfiles" / "rehearsal.json").read_text(), "the shared file stays"
     assert session.read().hostfile == str(path)
-    gates = await VerifyPanel().run()
-    assert gates.ok, gates.summary
-    assert gates.rehearsal
+    checks = await VerifyPanel().run()
+    assert checks.ok, checks.summary
+    assert checks.rehearsal
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ async def test_the_network_is_changed_only_after_a_yes_and_can_be_undone(tmp_pat
     panel = HostfilePanel()
     before = await panel.run()
     panel.apply()
-    assert "no Mac is changed without a yes" in panel.trouble.value
+    assert "not confirmed" in panel.error_view.value
     panel.yes.value = True
     panel.apply()
     applied = await panel.wait()
@@ -136,14 +137,14 @@ async def test_where_sudo_wants_a_password_the_commands_and_their_undo_are_there
     assert f"\n  #   {step.undo_line}\n" in told
 
 
-async def test_verify_shows_the_shut_gate_its_cause_and_fix(tmp_path: Path) -> None:
+async def test_verify_shows_the_shut_check_its_cause_and_fix(tmp_path: Path) -> None:
     broken(tmp_path, "ssh-fails:2")
     panel = VerifyPanel()
     report = await panel.run()
     assert not report.ok
     assert "failed" in panel.result.value
-    assert (report.gates[0].name, report.gates[0].verdict) == ("ssh", "failed")
-    assert html.escape(report.gates[0].fix[:40]) in panel.result.value
+    assert (report.checks[0].name, report.checks[0].verdict) == ("ssh", "failed")
+    assert html.escape(report.checks[0].fix[:40]) in panel.result.value
     assert "not tested" in panel.result.value
 
 
@@ -154,14 +155,28 @@ async def test_a_model_is_looked_for_then_copied_to_the_macs_that_lack_it(tiny_m
     assert not panel.copy_button.disabled
     report = await panel.copy()
     assert report.ok
-    assert "3 of 3 nodes have the model" in panel.result.value
+    assert "3 of 3 nodes have a complete copy" in panel.result.value
     assert (await panel.run()).ok
+
+
+async def test_an_empty_model_box_means_the_demo_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[SyncOptions] = []
+
+    async def record(cluster: Cluster, options: SyncOptions, **_: Any) -> SyncReport:
+        asked.append(options)
+        return SyncReport({}, (), ())
+
+    monkeypatch.setattr("jaccl_kernel.notebook.panels.sync.sync", record)
+    panel = SyncPanel()
+    panel.form["model"].value = ""
+    await panel.run()
+    assert [options.model for options in asked] == ["demo"]
 
 
 async def test_what_a_stopped_or_failed_copy_leaves_is_told(tiny_model: Path) -> None:
     panel = SyncPanel(model=str(tiny_model))
-    kept = {"folder": "/m/.x.partial", "bytes": 5_000_000_000}
-    panel.hear(Event(HOST, "kept", {"node": "mac2", **kept}))
+    kept = Kept("/m/.x.partial", 5_000_000_000)
+    panel.on_event(Event(HOST, CopyKept("mac2", kept)))
     assert "mac2: 5.00 GB are kept in /m/.x.partial" in panel.result.value
     failed = NodeSync(
         "mac2", "/m/x", "missing", "failed", error="broke", kept=kept, notes=("no way by cable",)
@@ -175,7 +190,7 @@ async def test_a_hostfile_that_cannot_be_read_is_told(own_hostfiles: Path) -> No
     (own_hostfiles / "hostfiles" / "rehearsal.local.json").write_text("{")
     panel = HostfilePanel()
     await panel.run()
-    assert "cannot be read, and is kept when it is replaced" in panel.result.value
+    assert "Cannot read the current hostfile; a copy is kept" in panel.result.value
 
 
 def test_the_start_panel_breaks_and_mends_the_rehearsal(own_hostfiles: Path) -> None:

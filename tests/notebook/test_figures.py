@@ -1,4 +1,4 @@
-"""Figures of a benchmark's record. pytest tests/notebook/test_figures.py."""
+"""Figures of a benchmark's record."""
 
 import subprocess
 import sys
@@ -72,6 +72,7 @@ def test_the_figure_is_told_in_words() -> None:
     assert told == "Decode rate: 50.0 tokens/s on 1 rank, 80.0 tokens/s on 2 ranks"
 
 
+@pytest.mark.usefixtures("nothing_left")
 def test_figures_leave_pyplot_alone() -> None:
     code = "import sys, jaccl_kernel.report.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""Panels in a real kernel, without a page: how a run ends there. pytest tests/notebook/test_kernel.py."""
+"""Panels in a real kernel, without a page: how a run ends there."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from jaccl_kernel.notebook import session
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0
 REPOSITORY = Path(__file__).resolve().parents[2]
 # long enough that nothing ends by itself while a test looks
 LONG = "BenchPanel(ranks=(2,), max_tokens=3000, repeats=100, prompt='Hi')"
@@ -31,7 +31,8 @@ class Kernel:
 
     def send(self, code: str) -> str:
         """Begin to run a cell; its message id."""
-        asked: str = self.client.execute(code)
+        # after an error Jupyter aborts, for a moment, what the same client sent on: not what is tested here
+        asked: str = self.client.execute(code, stop_on_error=False)
         return asked
 
     def reply(self, asked: str) -> dict[str, Any]:
@@ -108,8 +109,8 @@ def test_a_killed_kernel_leaves_no_rank(kernel: Kernel) -> None:
 def test_errors_of_ours_reach_a_cell_without_a_traceback(kernel: Kernel) -> None:
     told = kernel.run("BenchPanel(ranks=(1, 9))")
     assert told["traceback"] == [
-        "InputError: ranks are 1, 9, and the hostfile has 4 hosts",
-        "  Fix: Give numbers from 1 to 4.",
+        "InputError: requested 1, 9 ranks; the hostfile has 4 hosts",
+        "  Fix: Use numbers from 1 to 4.",
     ]
 
 

@@ -1,4 +1,4 @@
-"""`jaccl lab`, really started. pytest tests/notebook/test_lab.py."""
+"""`jaccl lab`, really started."""
 
 import signal
 import socket
@@ -30,9 +30,10 @@ def test_sigterm_ends_jupyterlab_itself_and_nothing_is_left(tmp_path: Path) -> N
     try:
         wait_until_it_answers(Lab(f"http://127.0.0.1:{port}", token, tmp_path, process, log))
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=20)
+        process.wait(timeout=60)
     finally:
         process.kill()
+        process.wait()
     assert b"received signal 15, stopping" in log.read_bytes()
     with socket.create_server(("127.0.0.1", port)):
         pass  # the port is free again

@@ -1,4 +1,4 @@
-"""Load on a server, from its clients' side. pytest tests/notebook/test_loadtest.py."""
+"""Load on a server, from its clients' side."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 
-from jaccl_kernel.errors import InputError, JobError
+from jaccl_kernel.api.config import ServedModel
+from jaccl_kernel.core.errors import InputError, JobError
+from jaccl_kernel.core.events import Event, PointMeasured
+from jaccl_kernel.inference.request import RequestError
 from jaccl_kernel.notebook.loadtest import Load, LoadTest
 from jaccl_kernel.notebook.panels.load import LoadPanel
 from jaccl_kernel.notebook.prompting import Server
 from jaccl_kernel.report import page, record
-from jaccl_kernel.server.generation import Served, ServerError
-from jaccl_kernel.wire import Event
+from tests.api.scripted import EOS, Engine, serving
 from tests.conftest import until
-from tests.server.scripted import EOS, Engine, serving
+from tests.events import bodies
 
 
 @pytest.fixture(scope="module")
@@ -27,15 +29,14 @@ def tokenizer(tiny_model: Path) -> Any:
 @pytest.fixture
 def engine() -> Engine:
     made = Engine()
-    made.script = lambda generation: [*b"abcdefghij", EOS]
-    made.pause = 0.001
+    made.script = lambda request: [*b"abcdefghij", EOS]
     return made
 
 
 @pytest.fixture
 def server(engine: Engine, tokenizer: Any) -> Iterator[Server]:
-    served = Served("tiny", tokenizer, 4096, 258, facts={"rehearsal": True}, api_key="secret")
-    with serving(engine, served) as url:
+    served = ServedModel("tiny", tokenizer, 4096, 258, facts={"rehearsal": True})
+    with serving(engine, served, api_key="secret") as url:
         yield Server(url, "secret")
 
 
@@ -61,14 +62,14 @@ async def test_every_request_is_counted_and_timed_and_no_two_prompts_begin_alike
     assert report.page
     assert "REHEARSAL" in report.page.read_text()
     assert len(page.rows_of(report.record)[1]) == 4
-    assert sum(event.kind == "point" for event in heard) == 4
+    assert len(bodies(heard, PointMeasured)) == 4
 
 
 async def test_requests_that_fail_are_counted_with_their_cause(engine: Engine, server: Server) -> None:
     test = LoadTest(Load(clients=(2,), requests=1), server)
 
     def refuse_later(event: Event) -> None:
-        engine.refuse = ServerError(429, "the queue is full", kind="rate_limit")
+        engine.refuse = RequestError("queue_full", "the queue is full")
 
     test._on_event = refuse_later  # told when the first point begins
     report = await test.run()
@@ -80,13 +81,15 @@ async def test_requests_that_fail_are_counted_with_their_cause(engine: Engine, s
 async def test_stop_keeps_the_points_that_were_measured(engine: Engine, server: Server) -> None:
     panel = LoadPanel(server, Load(clients=(1,), prompt_tokens=(8, 16), max_tokens=(4,), requests=1))
     panel.answers.value = "2, 4000"
-    engine.script = lambda generation: b"x" * 5000
+    engine.script = lambda request: b"x" * 5000
+    engine.hold_after = 5  # the second point would never end by itself
     panel.start()
-    await until(lambda: len(panel._test.points if panel._test else []) == 1, "the first point")
+    await until(lambda: [one.max_tokens for one in engine.asked][-1:] == [4000], "the second point to begin")
+    assert len(panel._test.points if panel._test else []) == 1
     panel.stop()
     report = await panel.wait()
     assert (len(report.points), report.record["stopped"]) == (1, True)
-    assert "Stopped before its end" in panel.result.value
+    assert "Stopped before the end" in panel.result.value
     await until(lambda: len(engine.cancelled) == 1, "the server to let the request go")
 
 
@@ -95,7 +98,7 @@ async def test_what_cannot_be_asked_is_said(server: Server) -> None:
         await LoadTest(Load(), Server(server.url, "wrong")).run()
     with pytest.raises(JobError, match="did not answer"):
         await LoadTest(Load(), Server("http://127.0.0.1:9")).run()
-    with pytest.raises(InputError, match="below 1"):
+    with pytest.raises(InputError, match="must be at least 1"):
         Load(clients=(0,)).points()
     with pytest.raises(InputError, match="empty"):
         Load(max_tokens=()).points()

@@ -1,4 +1,4 @@
-"""Panels without a browser: what they ask for, show and refuse. pytest tests/notebook/test_panels.py."""
+"""Panels without a browser: what they ask for, show and refuse."""
 
 import asyncio
 import json
@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from jaccl_kernel.cluster.facts import PythonFacts
-from jaccl_kernel.cluster.hostfile import template
-from jaccl_kernel.errors import Busy, InputError, RankDied, Stopped
-from jaccl_kernel.jobs.spec import FAST_SYNCH, FAST_SYNCH_RISK
+from jaccl_kernel.core.errors import Busy, InputError, RankDied, Stopped
+from jaccl_kernel.core.events import HOST, Event, JobStarted, Line, PointMeasured, Stage
+from jaccl_kernel.core.options import FAST_SYNCH, FAST_SYNCH_RISK
+from jaccl_kernel.hostfile.template import template
 from jaccl_kernel.notebook import session
 from jaccl_kernel.notebook.panels.base import OnEvent, StepPanel
 from jaccl_kernel.notebook.panels.bench import BenchPanel, report_blocks, show
@@ -21,8 +21,8 @@ from jaccl_kernel.notebook.panels.serve import ServePanel
 from jaccl_kernel.notebook.panels.start import OTHER, StartPanel
 from jaccl_kernel.rehearsal import homes
 from jaccl_kernel.report.record import BenchReport
-from jaccl_kernel.steps.environment_report import EnvironmentReport, NodeEnvironment
-from jaccl_kernel.wire import HOST, Event
+from jaccl_kernel.steps.environment.report import EnvironmentReport, NodeEnvironment
+from jaccl_kernel.topology.facts import PythonFacts
 from tests.conftest import until
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
@@ -50,13 +50,13 @@ def text_of(widget: Any) -> str:
 
 async def test_a_run_shows_its_events_and_its_report() -> None:
     async def step(on_event: OnEvent) -> str:
-        on_event(Event(HOST, "stage", {"name": "bench", "text": "1 rank", "fraction": None}))
-        on_event(Event(1, "line", {"text": "hello", "stream": "stdout"}))
+        on_event(Event(HOST, Stage("bench", "1 rank")))
+        on_event(Event(1, Line("hello")))
         return "good"
 
     panel = Scripted(step)
     panel.start()
-    assert await asyncio.wait_for(panel.wait(), 20) == "good"
+    assert await asyncio.wait_for(panel.wait(), 60) == "good"
     assert panel.report == "good"
     assert panel.result.value == "the report is good"
     assert panel.log_view.lines == [("host", "[bench] 1 rank"), ("mac2", "hello")]
@@ -71,8 +71,8 @@ async def test_a_failure_stands_in_the_panel_and_reaches_whoever_waits() -> None
     panel = Scripted(step)
     panel.start()
     with pytest.raises(RankDied):
-        await asyncio.wait_for(panel.wait(), 20)
-    assert "Look at mac2." in panel.trouble.value
+        await asyncio.wait_for(panel.wait(), 60)
+    assert "Look at mac2." in panel.error_view.value
     assert panel.report is None
     assert panel.progress_view.snapshot["state"] == "failed"
 
@@ -97,8 +97,8 @@ async def test_stop_shows_that_it_was_heard_and_that_it_is_done() -> None:
     panel.stop()
     may_end.set()
     with pytest.raises(Stopped):
-        await asyncio.wait_for(panel.wait(), 20)
-    assert "Stopped" in panel.trouble.value
+        await asyncio.wait_for(panel.wait(), 60)
+    assert "Stopped" in panel.error_view.value
     assert panel.progress_view.snapshot["state"] == "stopped"
     assert panel.stop_button.description == "Stop"
     panel.stop()
@@ -111,8 +111,8 @@ async def test_a_report_that_cannot_be_shown_is_an_error_in_the_panel() -> None:
     panel = Scripted(step)
     panel.start()
     with pytest.raises(ZeroDivisionError):
-        await asyncio.wait_for(panel.wait(), 20)
-    assert "ZeroDivisionError" in panel.trouble.value
+        await asyncio.wait_for(panel.wait(), 60)
+    assert "ZeroDivisionError" in panel.error_view.value
     assert not panel.run_button.disabled
 
 
@@ -125,17 +125,17 @@ def test_the_bench_panel_asks_for_what_is_chosen() -> None:
     panel = BenchPanel(homes.make_hostfile(4), model="/m", prompt="Hi", max_tokens=7, ranks=(1, 4), repeats=2)
     options = panel.options()
     assert (options.model, options.prompt, options.prompt_tokens) == ("/m", "Hi", None)
-    assert (options.max_tokens, options.ranks, options.repeats, options.env) == (7, [1, 4], 2, {})
+    assert (options.max_tokens, options.ranks, options.repeats, options.environment()) == (7, (1, 4), 2, {})
     panel.prompt_kind.value = "length"
-    panel.prompt_tokens.value = 99
-    panel.fast_synch.value = True
+    panel.form["prompt_tokens"].value = 99
+    panel.form["fast_synch"].value = True
     options = panel.options()
-    assert (options.prompt, options.prompt_tokens, options.env) == (None, 99, {FAST_SYNCH: "1"})
+    assert (options.prompt, options.prompt_tokens, options.environment()) == (None, 99, {FAST_SYNCH: "1"})
 
 
 def test_the_risk_of_fast_synch_is_told_and_it_is_off() -> None:
     panel = BenchPanel(homes.make_hostfile(2))
-    assert not panel.fast_synch.value
+    assert not panel.form["fast_synch"].value
     assert FAST_SYNCH_RISK.replace("'", "&#x27;") in text_of(panel)
 
 
@@ -150,7 +150,7 @@ def test_the_bench_panel_follows_the_notebooks_choices(tmp_path: Path) -> None:
     session.choose_hostfile(path)
     session.choose_model("org/name")
     panel = BenchPanel()
-    assert panel.model.value == "org/name"
+    assert panel.form["model"].value == "org/name"
     assert [count for count, box in panel.rank_boxes.items() if box.value] == [1, 3]
 
 
@@ -181,7 +181,7 @@ def test_run_without_a_number_of_ranks_says_so_and_starts_nothing() -> None:
         box.value = False
     panel.run_button.click()
     assert not panel.running
-    assert "no number of ranks is chosen" in panel.trouble.value
+    assert "no number of ranks is selected" in panel.error_view.value
 
 
 def point(ranks: int, rate: float) -> dict[str, Any]:
@@ -202,10 +202,10 @@ def point(ranks: int, rate: float) -> dict[str, Any]:
 
 def test_the_table_fills_point_by_point() -> None:
     panel = BenchPanel(homes.make_hostfile(2))
-    panel.hear(Event(HOST, "job", {"command": "mlx.launch --first"}))
-    panel.hear(Event(HOST, "point", point(1, 40.0)))
+    panel.on_event(Event(HOST, JobStarted("1", "/logs", "mlx.launch --first")))
+    panel.on_event(Event(HOST, PointMeasured(point(1, 40.0))))
     assert "40.0" in panel.result.value
-    panel.hear(Event(HOST, "point", point(2, 60.0)))
+    panel.on_event(Event(HOST, PointMeasured(point(2, 60.0))))
     assert "<td>1.50</td><td>75%</td>" in panel.result.value
     assert "mlx.launch --first" in panel.result.value
 
@@ -241,6 +241,23 @@ def test_start_shows_the_rehearsal_and_links_to_the_steps() -> None:
     assert "00_start" not in output["data"]["text/html"]
 
 
+def test_start_says_which_tools_this_machine_lacks(
+    monkeypatch: pytest.MonkeyPatch, path_without_rsync: str
+) -> None:
+    monkeypatch.setenv("PATH", path_without_rsync)
+    panel = StartPanel(NOTEBOOKS)
+    assert "rsync is not installed: copying to other machines fails" in panel.tools.value
+    assert "Install it: " in panel.tools.value
+    assert "No problems" in panel.finding.value, "the rehearsal is as it was"
+    program = Path(path_without_rsync) / "rsync"
+    program.symlink_to("/bin/sh")
+    try:
+        panel.refresh()
+        assert "rsync" not in panel.tools.value
+    finally:
+        program.unlink()
+
+
 def test_start_takes_a_hostfile_and_shows_its_problems(tmp_path: Path) -> None:
     path = tmp_path / "own.json"
     template(["a.local", "b.local"]).write(path)  # its coordinator is a placeholder still
@@ -251,7 +268,7 @@ def test_start_takes_a_hostfile_and_shows_its_problems(tmp_path: Path) -> None:
     assert "placeholder" in panel.finding.value
     assert "REHEARSAL" not in text_of(panel)
     panel.path.value = str(tmp_path / "none.json")
-    assert "cannot be read" in panel.finding.value
+    assert "cannot read" in panel.finding.value
     assert session.read().hostfile == str(path)
     again = StartPanel(NOTEBOOKS)  # after a restart
     assert (again.choice.value, again.path.value) == (OTHER, str(path))
@@ -264,21 +281,21 @@ def test_start_opens_even_when_the_chosen_file_is_gone(tmp_path: Path) -> None:
     template(["a.local", "b.local"]).write(path)
     session.choose_hostfile(path)
     path.unlink()
-    assert "cannot be read" in StartPanel(NOTEBOOKS).finding.value
+    assert "cannot read" in StartPanel(NOTEBOOKS).finding.value
 
 
 def test_start_keeps_the_model_that_is_typed() -> None:
     panel = StartPanel(NOTEBOOKS)
     panel.model.value = "/no/such/model"
     assert session.read().model == "/no/such/model"
-    assert "/no/such/model: on this machine" not in panel.standing.value
+    assert "/no/such/model: on this machine" not in panel.summary.value
     panel.model.value = "demo"
     assert session.read().model is None
 
 
 def test_a_record_that_is_not_whole_does_not_keep_start_from_opening(tmp_path: Path) -> None:
-    from jaccl_kernel.paths import results_dir
+    from jaccl_kernel.core.paths import results_dir
 
     results_dir().mkdir(parents=True)
     (results_dir() / "bench-1.json").write_text(json.dumps({"schema": 1, "points": []}))
-    assert "is not whole" in StartPanel(NOTEBOOKS).standing.value
+    assert "is incomplete" in StartPanel(NOTEBOOKS).summary.value

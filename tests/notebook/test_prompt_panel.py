@@ -1,4 +1,4 @@
-"""The chat, and asking over HTTP. pytest tests/notebook/test_prompt_panel.py.
+"""The chat, and asking over HTTP.
 
 Who answers is a stand-in that says what the test wants, or a real HTTP server with a scripted engine.
 """
@@ -13,15 +13,16 @@ from typing import Any
 
 import pytest
 
-from jaccl_kernel.errors import InputError, JobError
+from jaccl_kernel.api.config import ServedModel
+from jaccl_kernel.core.errors import InputError, JobError
+from jaccl_kernel.inference.request import RequestError
 from jaccl_kernel.notebook import prompting
 from jaccl_kernel.notebook.answer import Answer
 from jaccl_kernel.notebook.panels.prompt import PromptPanel
 from jaccl_kernel.notebook.prompting import Server
 from jaccl_kernel.notebook.views.chat import markdown
-from jaccl_kernel.server.generation import Served, ServerError
+from tests.api.scripted import EOS, Engine, serving
 from tests.conftest import until
-from tests.server.scripted import EOS, Engine, serving
 
 
 class Told:
@@ -113,19 +114,19 @@ async def test_what_fails_is_told_and_the_chat_goes_on() -> None:
     panel = PromptPanel(told)
     with pytest.raises(JobError):
         await panel.ask("Well?")
-    assert "rank 1 died" in panel.trouble.value
+    assert "rank 1 died" in panel.error_view.value
     told.error = None
     await panel.ask("And now?")
     assert [one["content"] for one in told.asked[1][0]] == ["And now?"], (
         "a turn without an answer is left out"
     )
-    assert panel.trouble.value == ""
+    assert panel.error_view.value == ""
     panel.seed.value = "x"
-    with pytest.raises(InputError, match="the seed is 'x'"):
+    with pytest.raises(InputError, match="the seed must be a whole number"):
         await panel.ask("?")
     panel.question.value = "?"
     panel.send_button.click()
-    assert "the seed is" in panel.trouble.value
+    assert "the seed must be" in panel.error_view.value
     assert panel.question.value == "?", "what was typed is not lost"
 
 
@@ -147,13 +148,13 @@ def tokenizer(tiny_model: Path) -> Any:
 @pytest.fixture
 def engine(tokenizer: Any) -> Engine:
     made = Engine()
-    made.script = lambda generation: [*tokenizer.encode("Hello there", add_special_tokens=False), EOS]
+    made.script = lambda request: [*tokenizer.encode("Hello there", add_special_tokens=False), EOS]
     return made
 
 
 @pytest.fixture
 def server(engine: Engine, tokenizer: Any) -> Iterator[Server]:
-    with serving(engine, Served("tiny", tokenizer, 4096, 258, api_key="secret")) as url:
+    with serving(engine, ServedModel("tiny", tokenizer, 4096, 258), api_key="secret") as url:
         yield Server(url, "secret")
 
 
@@ -168,8 +169,8 @@ def test_a_server_is_asked_and_its_words_come_as_they_are_made(
 
 
 def test_a_server_lets_go_of_what_is_stopped(engine: Engine, server: Server, tokenizer: Any) -> None:
-    engine.script = lambda generation: tokenizer.encode("x" * 4000, add_special_tokens=False)
-    engine.pause = 0.01
+    engine.script = lambda request: tokenizer.encode("x" * 4000, add_special_tokens=False)
+    engine.hold_after = 5  # it would never end by itself
     stop = threading.Event()
 
     def heard(content: str, reasoning: str) -> None:
@@ -191,10 +192,10 @@ def test_refusals_and_failures_are_told_as_what_they_are(engine: Engine, server:
     engine.break_after = 2
     with pytest.raises(JobError, match="rank 1"):
         prompting.prompt("x", at=server)
-    engine.refuse = ServerError(503, "the server is ending", kind="server_error")
+    engine.refuse = RequestError("failed", "the server is ending")
     with pytest.raises(JobError, match="ending"):
         prompting.prompt("x", at=server)
-    with pytest.raises(JobError, match="nobody answers"):
+    with pytest.raises(JobError, match="no server is running, and no resident ranks"):
         prompting.source()
 
 

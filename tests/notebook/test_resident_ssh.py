@@ -1,7 +1,4 @@
-"""Ranks that stay, reached by real ssh: CURVE, fixed ports, and the same ends.
-
-pytest tests/notebook/test_resident_ssh.py
-"""
+"""Ranks that stay, reached by real ssh: CURVE, fixed ports, and the same ends."""
 
 import os
 import signal
@@ -11,9 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jaccl_kernel.cluster.hostfile import Host, Hostfile
-from jaccl_kernel.errors import RankDied
-from jaccl_kernel.jobs.controller import PORTS
+from jaccl_kernel.core.errors import RankDied
+from jaccl_kernel.hostfile.hostfile import Host, Hostfile
+from jaccl_kernel.launch.controller import PORTS
 from jaccl_kernel.notebook import resident
 from jaccl_kernel.notebook.magics import run_cell
 from jaccl_kernel.notebook.resident import Ranks
@@ -35,8 +32,9 @@ def test_far_ranks_join_answer_and_leave_and_strangers_are_kept_out(
     # several Macs at 127.0.0.1 are rightly refused; these share this machine, and reach each other there
     monkeypatch.setattr(resident, "check_hostfile", lambda hostfile, backend: None)
     hostfile = Hostfile(tuple(Host(name, ("127.0.0.1",)) for name in ("mac1", "mac2")), "ring")
+    before = set(psutil.Process().children(recursive=True))
     with Ranks.start(hostfile) as ranks:
-        family = psutil.Process().children(recursive=True)
+        family = set(psutil.Process().children(recursive=True)) - before
         assert ranks.load(tiny_model) > 0
         run_cell(ranks, "import os\nprint(rank, os.environ['HOME'])")
         shown = capsys.readouterr().out
@@ -46,15 +44,17 @@ def test_far_ranks_join_answer_and_leave_and_strangers_are_kept_out(
         listening = [
             (connection.laddr.ip, connection.laddr.port)
             for child in family
-            if "jaccl_kernel.jobs.controller" in child.cmdline()
+            if "jaccl_kernel.launch.controller" in child.cmdline()
             for connection in child.net_connections(kind="tcp")
             if connection.status == psutil.CONN_LISTEN
         ]
         fixed = [port for _, port in listening if PORTS[0] <= port <= PORTS[1]]
         assert len(fixed) >= 6, listening
         assert {ip for ip, _ in listening} == {"127.0.0.1"}, "the one on the way to the far Macs"
-        assert ranks._client.curve_secretkey, "what goes over the network is encrypted, and needs a key"
-        key = ranks._client.curve_serverkey.decode()
+        assert ranks.engines.client.curve_secretkey, (
+            "what goes over the network is encrypted, and needs a key"
+        )
+        key = ranks.engines.client.curve_serverkey.decode()
         assert len(key) == 40
         assert not [one for one in macs.running() if key in " ".join(one.cmdline())]
         [victim] = [one for one in macs.running() if "resident" in one.cmdline() and _rank(one) == "1"]

@@ -1,4 +1,4 @@
-"""The server's panel: started, tried, found again and ended. pytest tests/notebook/test_serve_panel.py."""
+"""The server's panel: started, tried, found again and ended."""
 
 import threading
 from pathlib import Path
@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from jaccl_kernel.jobs import ports
+from jaccl_kernel.launch import ports
 from jaccl_kernel.notebook.panels.serve import ServePanel
 from jaccl_kernel.notebook.views.serving import serving
-from jaccl_kernel.steps.serve_detached import Running, find_running
+from jaccl_kernel.steps.serve.detached import Running, find_running
 from tests.conftest import until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 
 def choose_ports(panel: ServePanel) -> None:
     """Free ones: another test's server may hold the usual."""
-    panel.port.value = ports.choose(1)
+    panel.form["port"].value = ports.choose(1)
 
 
 async def test_start_try_find_again_and_end(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,7 +33,8 @@ async def test_start_try_find_again_and_end(tiny_model: Path, monkeypatch: pytes
         ("chat", "chat.completion"),
         ("completion", "text_completion"),
     ):
-        panel.tries[name].click()
+        await until(lambda: not panel._requesting.running, "the request before")
+        panel.example_buttons[name].click()
         await until(lambda words=words: words in panel.answer.value, name)
         assert f"curl -s {running.url}/v1/" in panel.answer.value
     again = ServePanel(model=tiny_model)  # as after a kernel's restart
@@ -41,32 +42,32 @@ async def test_start_try_find_again_and_end(tiny_model: Path, monkeypatch: pytes
     await until(lambda: "ready: serving" in again.live.value, "the second panel's view")
     with monkeypatch.context() as patched:
         patched.setattr(Running, "status", silent)
-        again.tries["chat"].click()
-        await until(lambda: "it does not answer" in again.answer.value, "the silence told")
+        again.example_buttons["chat"].click()
+        await until(lambda: "no answer over HTTP" in again.answer.value, "the silence told")
     asking, go = threading.Event(), threading.Event()
     ask = Running.ask
 
     def slowly(self: Running, path: str, *rest: Any, **more: Any) -> Any:
         if path.startswith("/v1/"):
             asking.set()
-            assert go.wait(60)
+            assert go.wait(300)
         return ask(self, path, *rest, **more)
 
     monkeypatch.setattr(Running, "ask", slowly)
-    again.tries["chat"].click()
+    again.example_buttons["chat"].click()
     await until(asking.is_set, "the call")
     again.end_button.click()  # a call that is under way holds up no end
-    await until(lambda: "The server was stopped" in again.answer.value, "the end", 30)
+    await until(lambda: "Server: stopped" in again.answer.value, "the end")
     go.set()
-    await until(lambda: not again._trying.running, "the call's own end")
-    assert "The server was stopped" in again.answer.value
-    assert again.end_button.description == "End the server"
+    await until(lambda: not again._requesting.running, "the call's own end")
+    assert "Server: stopped" in again.answer.value
+    assert again.end_button.description == "Stop server"
     assert find_running() == []
     await until(lambda: not panel.run_button.disabled, "the first panel to notice")
 
 
 async def silent(self: Running) -> dict[str, Any]:
-    return {"state": "silent", "stage": "it does not answer over HTTP (yet)"}
+    return {"state": "down", "stage": "no answer over HTTP (yet)"}
 
 
 async def test_stop_while_it_starts_leaves_nothing(tiny_model: Path) -> None:
@@ -85,7 +86,7 @@ async def test_what_cannot_start_says_why() -> None:
     choose_ports(panel)
     with pytest.raises(Exception, match="nowhere"):
         await panel.run()
-    assert "nowhere" in panel.trouble.value
+    assert "nowhere" in panel.error_view.value
     assert not panel.run_button.disabled
 
 

@@ -1,11 +1,11 @@
-"""What the notebooks agree on. pytest tests/notebook/test_session.py."""
+"""What the notebooks agree on."""
 
 from pathlib import Path
 
 import pytest
 
-from jaccl_kernel.cluster.hostfile import template
-from jaccl_kernel.errors import HostfileError, JacclError
+from jaccl_kernel.core.errors import HostfileError, JacclError
+from jaccl_kernel.hostfile.template import template
 from jaccl_kernel.notebook import session
 from jaccl_kernel.rehearsal import homes
 
@@ -61,7 +61,7 @@ def test_a_file_that_is_no_hostfile_is_refused_and_the_old_choice_stays(own: Pat
 def test_a_chosen_file_that_is_gone_is_an_error_not_a_rehearsal(own: Path) -> None:
     session.choose_hostfile(own)
     own.unlink()
-    with pytest.raises(HostfileError, match=r"cannot be read"):
+    with pytest.raises(HostfileError, match=r"cannot read the file"):
         session.current()
 
 
@@ -75,7 +75,7 @@ def test_a_damaged_memory_counts_as_no_choice(text: str) -> None:
 def test_a_choice_that_cannot_be_kept_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cache").write_text("a file where a folder should be")
     monkeypatch.setenv("JACCL_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(JacclError, match="could not be saved"):
+    with pytest.raises(JacclError, match="cannot save the file"):
         session.choose_model("org/name")
 
 

@@ -1,4 +1,4 @@
-"""Log, progress and blocks of HTML, without a browser. pytest tests/notebook/test_views.py."""
+"""Log, progress and blocks of HTML, without a browser."""
 
 import time
 from html.parser import HTMLParser
@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from jaccl_kernel.cluster.problem import Problem
-from jaccl_kernel.errors import RankDied
+from jaccl_kernel.core.errors import RankDied
+from jaccl_kernel.core.events import HOST, Event, Exited, Line, PointMeasured, Stage
+from jaccl_kernel.hostfile.problem import Problem
 from jaccl_kernel.notebook.views import blocks
 from jaccl_kernel.notebook.views.log import LINE_LIMIT, LogView, describe
 from jaccl_kernel.notebook.views.progress import ProgressView
 from jaccl_kernel.report.table import BENCH_COLUMNS
-from jaccl_kernel.wire import HOST, Event
 from tests.conftest import until
 
 EVIL = "<script>alert('x')</script>&\"quoted\""
@@ -89,12 +89,12 @@ def test_a_cleared_log_is_empty_on_both_sides(log: tuple[LogView, list[Any]]) ->
 
 
 def test_an_event_is_a_line_of_the_log_when_it_tells_something_new() -> None:
-    assert describe(Event(0, "line", {"text": "hello", "stream": "stdout"})) == "hello"
-    assert describe(Event(0, "stage", {"name": "load", "text": "tiny", "fraction": None})) == "[load] tiny"
-    assert describe(Event(0, "stage", {"name": "load", "text": "tiny", "fraction": 0.5})) == ""
-    assert describe(Event(HOST, "point", {"ranks": 1})) == ""
-    assert describe(Event(1, "exit", {"returncode": -9})) == "[exit] status -9"
-    assert describe(Event(1, "exit", {"returncode": 0})) == ""
+    assert describe(Event(0, Line("hello"))) == "hello"
+    assert describe(Event(0, Stage("load", "tiny"))) == "[load] tiny"
+    assert describe(Event(0, Stage("load", "tiny", 0.5))) == ""
+    assert describe(Event(HOST, PointMeasured({"ranks": 1}))) == ""
+    assert describe(Event(1, Exited(-9))) == "[exit] status -9"
+    assert describe(Event(1, Exited(0))) == ""
 
 
 def test_progress_says_what_runs_and_how_it_ended() -> None:
@@ -102,7 +102,7 @@ def test_progress_says_what_runs_and_how_it_ended() -> None:
     assert view.snapshot["state"] == "waiting"
     began = time.time()
     view.begin()
-    view.hear(Event(0, "stage", {"name": "load", "text": "", "fraction": 0.5}))
+    view.handle(Event(0, Stage("load", "", 0.5)))
     assert view.snapshot["ranks"][0]["label"] == "rank 0 · mac1"
     assert view.snapshot["began"] >= began
     view.end("failed")
@@ -122,7 +122,7 @@ def test_progress_says_what_runs_and_how_it_ended() -> None:
         blocks.folded(EVIL),
         blocks.stopped(EVIL),
         blocks.problems([Problem("code", "error", EVIL, EVIL, EVIL)]),
-        blocks.error(RankDied(EVIL, rank=1, where=EVIL, fix=EVIL, last_words=(EVIL,))),
+        blocks.error(RankDied(EVIL, rank=1, where=EVIL, fix=EVIL, last_lines=(EVIL,))),
         blocks.error(ValueError(EVIL)),
     ],
 )
@@ -134,7 +134,7 @@ def test_text_is_always_text(html: str) -> None:
 
 def test_an_error_of_ours_says_what_where_and_the_fix() -> None:
     html = blocks.error(
-        RankDied("was killed", rank=1, where="mac2", fix="Look at mac2.", last_words=("bye",))
+        RankDied("was killed", rank=1, where="mac2", fix="Look at mac2.", last_lines=("bye",))
     )
     text = Reader(html).text
     for word in ("RankDied", "was killed", "mac2", "Look at mac2.", "bye"):

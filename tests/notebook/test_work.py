@@ -1,4 +1,4 @@
-"""Work off the main thread. pytest tests/notebook/test_work.py."""
+"""Work off the main thread."""
 
 import asyncio
 import threading
@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from jaccl_kernel.errors import Busy, InputError, Stopped
+from jaccl_kernel.core.errors import Busy, InputError, Stopped
 from jaccl_kernel.notebook.work import Start, Work
 from tests.conftest import until
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 async def ended(work: Work) -> object:

@@ -1,4 +1,4 @@
-"""Rank programs under plain mlx.launch, without us. pytest tests/ranks/test_plain.py."""
+"""Rank programs under plain mlx.launch, without us."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jaccl_kernel.jobs.ports import choose
+from jaccl_kernel.launch.ports import choose
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 LAUNCH = Path(sys.executable).with_name("mlx.launch")
@@ -29,7 +29,7 @@ def launch(*program: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
 
@@ -53,7 +53,7 @@ def test_a_program_ends_when_done_with_no_stdin_at_all(tiny_model: Path) -> None
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -63,9 +63,9 @@ def test_a_program_ends_when_done_with_no_stdin_at_all(tiny_model: Path) -> None
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--max-tokens", "0", "--prompt", "x"], "--max-tokens is 0"),
-        (["--prompt", ""], "the prompt is empty"),
-        (["--prompt-tokens", "0"], "--prompt-tokens is 0"),
+        (["--max-tokens", "0", "--prompt", "x"], "--max-tokens must be at least 1 (got 0)"),
+        (["--prompt", ""], "--prompt must not be empty"),
+        (["--prompt-tokens", "0"], "--prompt-tokens must be at least 1 (got 0)"),
     ],
 )
 def test_what_makes_no_sense_is_said_and_fails(options: list[str], told: str) -> None:
@@ -73,7 +73,7 @@ def test_what_makes_no_sense_is_said_and_fails(options: list[str], told: str) ->
         [sys.executable, "-m", "jaccl_kernel.ranks", "bench", "--model", "/nowhere", *options],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 1

@@ -1,18 +1,19 @@
-"""What a serving rank decides by itself. pytest tests/ranks/test_serve.py"""
+"""What a serving rank decides by itself."""
 
-import argparse
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from jaccl_kernel.errors import JobError
+from jaccl_kernel.core.errors import JobError
+from jaccl_kernel.core.messages import Payload
+from jaccl_kernel.core.options import ServeProgram
+from jaccl_kernel.ranks.group import World
 from jaccl_kernel.ranks.serve import Service, fitting
-from jaccl_kernel.ranks.world import World
 
 
 def test_a_memory_that_holds_no_conversation_is_refused_in_words() -> None:
-    with pytest.raises(JobError, match="memory holds 2 tokens beside the model") as caught:
+    with pytest.raises(JobError, match="memory holds only 2 tokens besides the model") as caught:
         fitting(4096, 2)
     assert "--memory-gb" in caught.value.fix
     assert fitting(4096, 1000) == 1000
@@ -28,6 +29,7 @@ def test_the_environments_key_is_for_ranks_without_a_supervisor(
 ) -> None:
     monkeypatch.setenv("JACCL_API_KEY", "env")
     link: Any = SimpleNamespace(wired=wired, next_message=None)
-    payload = {"api_key": sent} if wired else {}
-    one = Service(argparse.Namespace(), World(0, 1, "none"), None, link, payload)
-    assert one.api_key == key
+    payload = Payload(api_key=sent)
+    options = ServeProgram(model="m")
+    one = Service(options, World(0, 1, "none"), None, link, payload)
+    assert one.config.api_key == key

@@ -1,15 +1,15 @@
-"""What typed commands do to a simulated Mac, and the way back. Run: pytest tests/rehearsal/test_changes.py"""
+"""What typed commands do to a simulated Mac, and the way back."""
 
 import shlex
 
 import pytest
 
-from jaccl_kernel.cluster.facts import InterfaceFacts, NodeFacts
-from jaccl_kernel.errors import InputError
+from jaccl_kernel.core.errors import InputError
 from jaccl_kernel.rehearsal.changes import after, change
 from jaccl_kernel.rehearsal.faults import with_faults
 from jaccl_kernel.rehearsal.macs import ClusterSpec
 from jaccl_kernel.rehearsal.tools import facts
+from jaccl_kernel.topology.facts import InterfaceFacts, NodeFacts
 
 
 def typed(spec: ClusterSpec, *lines: str) -> ClusterSpec:
@@ -128,7 +128,7 @@ def test_other_macs_are_not_touched() -> None:
     [
         ("ifconfig en99 up", "interface en99 does not exist"),
         ("ifconfig", "does not exist"),
-        ("ifconfig en0 down", "lets no one change en0"),
+        ("ifconfig en0 down", "en0 cannot be changed"),
         ("ifconfig en3 inet 192.168.5.300", "bad value"),
         ("ifconfig en3 inet 192.168.5.1 netmask 255.0.255.0", "bad value"),
         ("ifconfig en3 inet 192.168.5.1 netmask 0xzz", "bad value"),
@@ -142,20 +142,20 @@ def test_other_macs_are_not_touched() -> None:
         ("route flush", "usage: route"),
         ("networksetup -setmanual Nowhere 1.2.3.4 255.255.0.0", "not a recognized network service"),
         ("networksetup", "not a recognized network service"),
-        ("networksetup -setairportpower 'Thunderbolt 1'", "the rehearsal knows no"),
+        ("networksetup -setairportpower 'Thunderbolt 1'", "not supported in a rehearsal"),
         ("sysctl kern.hostname=x", "unknown oid"),
         ("sysctl iogpu.wired_limit_mb=lots", "unknown oid"),
-        ("reboot now", "no such command"),
+        ("reboot now", "not supported in a rehearsal"),
     ],
 )
-def test_what_a_tool_refuses_is_refused_in_its_words(line: str, words: str) -> None:
+def test_an_error_of_a_tool_has_its_own_message(line: str, words: str) -> None:
     with pytest.raises(InputError) as caught:
         typed(broken(), line)
     assert words in caught.value.what
 
 
 @pytest.mark.parametrize("line", ["addm en3", "addm en99", "deletem en4", "create", "sideways"])
-def test_a_bridge_refuses_what_makes_no_sense(line: str) -> None:
+def test_a_bridge_refuses_invalid_changes(line: str) -> None:
     with pytest.raises(InputError, match="ifconfig: "):
         typed(broken("bridged-port:1"), f"ifconfig bridge0 {line}")
 

@@ -1,4 +1,4 @@
-"""Simulated Macs on disk: commands, and what is typed on them. Run: pytest tests/rehearsal/test_homes.py"""
+"""Simulated Macs on disk: commands, and what is typed on them."""
 
 import json
 import os
@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from jaccl_kernel.cluster.hostfile import Host, Hostfile
-from jaccl_kernel.cluster.shell import Completed
-from jaccl_kernel.errors import JacclError
-from jaccl_kernel.jobs import ports
-from jaccl_kernel.jobs.run import run
-from jaccl_kernel.jobs.spec import JobSpec
+from jaccl_kernel.core.errors import JacclError
+from jaccl_kernel.core.events import SmokeResult
+from jaccl_kernel.hostfile.hostfile import Host, Hostfile
+from jaccl_kernel.launch import ports
+from jaccl_kernel.launch.run import run
+from jaccl_kernel.launch.spec import JobSpec
+from jaccl_kernel.nodes.node import Completed
 from jaccl_kernel.rehearsal import homes
 from jaccl_kernel.rehearsal.plan import make_hostfile, runnable, with_changes
 from jaccl_kernel.steps.cluster import Cluster
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 
 async def typed(cluster: Cluster, line: str, node: int = 0) -> Completed:
     """A line that a person types on a simulated Mac."""
-    return await cluster.nodes[node].script(line, deadline=30, check=False)
+    return await cluster.nodes[node].script(line, deadline=60, check=False)
 
 
 async def said(cluster: Cluster, line: str, node: int = 0) -> str:
@@ -40,10 +41,10 @@ async def test_a_mac_answers_in_its_own_name() -> None:
         )
 
 
-async def test_what_a_command_cannot_answer_it_says() -> None:
+async def test_an_unsupported_command_line_is_reported() -> None:
     done = await typed(Cluster.of(make_hostfile(1)), "sw_vers --nonsense")
     assert done.returncode == 64
-    assert "the rehearsal has no answer to: sw_vers --nonsense" in done.stderr
+    assert "not supported in a rehearsal: sw_vers --nonsense" in done.stderr
 
 
 async def test_a_failing_command_speaks_on_stderr() -> None:
@@ -52,7 +53,7 @@ async def test_a_failing_command_speaks_on_stderr() -> None:
     assert done.stderr == "ifconfig: interface bridge0 does not exist\n"
 
 
-async def test_python_tells_the_described_versions_and_runs_as_ours() -> None:
+async def test_python_reports_the_described_versions_and_runs_our_interpreter() -> None:
     cluster = Cluster.of(make_hostfile(2, ["version-skew:2"]))
     for name in ("python3", "python"):
         line = f"{name} -c 'import sys; print(sys.prefix, sys.argv[1:])' 'a b' \"it's\""
@@ -98,7 +99,7 @@ async def test_a_refused_change_leaves_everything() -> None:
 async def test_sudo_runs_nothing_of_this_machine() -> None:
     cluster = Cluster.of(make_hostfile(1))
     done = await typed(cluster, "touch kept; sudo -n rm kept; sudo -v && sudo -u root true && ls kept")
-    assert "no such command for root: rm kept" in done.stderr
+    assert "not supported in a rehearsal: rm kept" in done.stderr
     assert done.stdout == "kept\n"
 
 
@@ -152,10 +153,10 @@ def test_a_damaged_note_of_our_own_is_written_anew() -> None:
     assert json.loads((mac.state / "mac.json").read_text())["node"] == 0
 
 
-def test_homes_that_cannot_be_made_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_homes_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("JACCL_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(JacclError, match="homes cannot be made") as caught:
+    with pytest.raises(JacclError, match="cannot create the homes") as caught:
         homes.prepare(make_hostfile(1))
     assert "JACCL_CACHE" in caught.value.fix
 
@@ -165,7 +166,7 @@ def test_every_command_is_a_script_that_sh_takes() -> None:
         for command in mac.commands.iterdir():
             assert os.access(command, os.X_OK)
             assert "REHEARSAL" in command.read_text()
-            subprocess.run(["/bin/sh", "-n", command], check=True, timeout=10)
+            subprocess.run(["/bin/sh", "-n", command], check=True, timeout=60)
 
 
 async def test_jobs_run_on_a_hostfile_that_was_set_up_from_a_rehearsal() -> None:
@@ -181,4 +182,4 @@ async def test_jobs_run_on_a_hostfile_that_was_set_up_from_a_rehearsal() -> None
         starting_port=ports.choose(2),
     )
     outcome = await run(spec)
-    assert [result["size"] for result in outcome.results] == [2, 2]
+    assert [result.size for result in outcome.results_of(SmokeResult)] == [2, 2]

@@ -1,15 +1,15 @@
-"""Simulated Macs, and what their commands print. Run: pytest tests/rehearsal/test_macs.py"""
+"""Simulated Macs, and what their commands print."""
 
 import json
 import shlex
 
 import pytest
 
-from jaccl_kernel.cluster.commands import COMMANDS
-from jaccl_kernel.cluster.facts import LanAddress, NodeFacts
-from jaccl_kernel.errors import InputError
+from jaccl_kernel.core.errors import InputError
 from jaccl_kernel.rehearsal.macs import ClusterSpec
 from jaccl_kernel.rehearsal.tools import facts, outputs, results
+from jaccl_kernel.topology.facts import LanAddress, NodeFacts
+from jaccl_kernel.topology.tools.commands import COMMANDS
 
 LEFT_TO_THE_MACHINE = {"df", "date", "rsync", "ssh", "python"}
 
@@ -85,17 +85,20 @@ def test_no_two_macs_share_an_address_or_an_identity() -> None:
 
 @pytest.mark.parametrize("n", range(1, 9))
 def test_a_healthy_cluster_has_as_many_cables_as_a_mesh_until_ports_run_out(n: int) -> None:
-    assert len(ClusterSpec.healthy(n).cables) == (n * (n - 1) // 2 if n < 8 else 8)
+    assert len(ClusterSpec.healthy(n).cables) == (n * (n - 1) // 2 if n < 7 else n)
 
 
 @pytest.mark.parametrize("n", [0, 9, -1])
 def test_a_rehearsal_has_one_to_eight_macs(n: int) -> None:
-    with pytest.raises(InputError, match="Choose 1 to 8"):
+    with pytest.raises(InputError, match="needs 1 to 8 Macs"):
         ClusterSpec.healthy(n)
 
 
 def test_a_cable_wants_free_ports() -> None:
-    spec = ClusterSpec.healthy(7)
+    spec = ClusterSpec.healthy(6).with_cable(0, 1)
+    assert {
+        spec.macs[node].interfaces[number] for node, number in (spec.cables[-1].a, spec.cables[-1].b)
+    } == {"en2"}, "the port beside Ethernet is the last to be used"
     with pytest.raises(InputError, match="macstudio1 has no free Thunderbolt port"):
         spec.with_cable(0, 1)
 

@@ -1,11 +1,11 @@
-"""Models on simulated Macs, and partial ones. Run: pytest tests/rehearsal/test_models.py"""
+"""Models on simulated Macs, and partial ones."""
 
 import shutil
 from pathlib import Path
 
 import pytest
 
-from jaccl_kernel.errors import ModelError
+from jaccl_kernel.core.errors import ModelError
 from jaccl_kernel.models.inspect import inspect
 from jaccl_kernel.rehearsal import homes
 from jaccl_kernel.rehearsal.homes import SimulatedMac, place_model
@@ -55,7 +55,7 @@ def test_a_partial_model_lacks_its_weights_until_it_is_fixed(second: SimulatedMa
     assert inspect(placed).bytes == inspect(tiny_model).bytes
 
 
-def test_a_model_that_a_sync_completed_stays_whole(second: SimulatedMac, tiny_model: Path) -> None:
+def test_a_model_that_a_sync_completed_stays_complete(second: SimulatedMac, tiny_model: Path) -> None:
     placed = place_model(second, tiny_model, "tiny")
     homes.prepare(PARTIAL)
     shutil.copytree(tiny_model, placed, dirs_exist_ok=True)

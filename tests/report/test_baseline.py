@@ -1,4 +1,4 @@
-"""Cables held against what they did before. pytest tests/report/test_baseline.py."""
+"""Cables compared with their baselines."""
 
 from typing import Any
 
@@ -26,13 +26,13 @@ def verdicts(told: list[dict[str, Any]]) -> list[str]:
     return [one["verdict"] for one in told]
 
 
-def test_the_first_measurement_is_the_baseline_and_later_ones_are_held_against_it() -> None:
+def test_the_first_measurement_is_the_baseline_and_later_ones_are_compared_with_it() -> None:
     assert verdicts(baseline.judge(measured(), NAMES)) == ["first", "first"]
     assert verdicts(baseline.judge(measured(1.1), NAMES)) == ["as before", "as before"]
     slower = baseline.judge(measured(2.0, date=TOMORROW), NAMES)
     assert verdicts(slower) == ["slower", "as before"]
     assert "mac1 – mac2 (ring)" in slower[0]["told"]
-    assert "against 25.0 us and 7.90 GB/s on 2026-11-25" in slower[0]["told"]
+    assert "(baseline of 2026-11-25: 25.0 us and 7.90 GB/s)" in slower[0]["told"]
     assert verdicts(baseline.judge(measured(0.5), NAMES)) == ["faster", "as before"]
     assert verdicts(baseline.judge(measured(2.0), NAMES)) == ["slower", "as before"], "the baseline stayed"
 

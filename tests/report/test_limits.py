@@ -1,4 +1,4 @@
-"""What physics allows. pytest tests/report/test_limits.py."""
+"""What physics allows."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Records as pages, CSV and comparisons. pytest tests/report/test_page.py."""
+"""Records as pages, CSV and comparisons."""
 
 import copy
 import csv
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jaccl_kernel.cli import main
+from jaccl_kernel.cli.main import main
 from jaccl_kernel.report import page, record
 
 SETTING = {"sharding": "tensor", "backend": "ring", "prompt_tokens": 128, "batch": 1, "fast_synch": False}
@@ -66,7 +66,7 @@ def test_a_page_holds_everything_and_loads_nothing(sweep: dict[str, Any]) -> Non
         "rank 3 &lt;mac4&gt; died",
         "25.0",
         "slower (2026-11-20)",
-        "found, the same answer",
+        "found, same answer",
     ):
         assert words in text
     assert text.count("<svg") == 3, "scaling, a token's time, collectives"
@@ -78,7 +78,7 @@ def test_a_page_holds_everything_and_loads_nothing(sweep: dict[str, Any]) -> Non
     assert "<b>" not in text.replace("<b>REHEARSAL</b>", "").split("<script")[0]
 
 
-def test_a_table_says_which_point_failed_and_why_once(sweep: dict[str, Any]) -> None:
+def test_a_failure_is_listed_once_with_its_points(sweep: dict[str, Any]) -> None:
     columns, rows = page.rows_of(sweep)
     assert [row[columns.index("parity")] for row in rows] == ["equal", "equal", "failed"]
     assert {len(row) for row in rows} == {len(columns)}
@@ -106,7 +106,7 @@ def test_records_are_compared_where_they_have_settings_in_common(sweep: dict[str
     assert page.compare(sweep, faster) == [["2 ranks", "15.0", "30.0", "2.00x"]]
 
 
-def test_the_command_tells_writes_and_compares(
+def test_the_command_prints_writes_and_compares(
     sweep: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(*words: str) -> int | str | None:

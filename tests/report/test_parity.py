@@ -1,14 +1,15 @@
-"""The correctness gate. pytest tests/report/test_parity.py."""
+"""The correctness gate."""
 
-from typing import Any
+from dataclasses import replace
 
+from jaccl_kernel.core.results import Score
 from jaccl_kernel.report.parity import NOT_TESTED, Parity, compare, first_difference, worst
 
-TOP = [[1, 2], [3, 4], [5, 6]]
+TOP = ((1, 2), (3, 4), (5, 6))
 
 
-def score(*rows: list[float], dtype: str = "bfloat16") -> dict[str, Any]:
-    return {"top": TOP, "logprobs": list(rows), "dtype": dtype}
+def score(*rows: list[float], dtype: str = "bfloat16") -> Score:
+    return Score(TOP, tuple(map(tuple, rows)), dtype)
 
 
 BASE = score([-0.5, -1.0], [-0.7, -0.7], [-0.1, -3.0])
@@ -20,7 +21,7 @@ def test_equal_tokens_are_equal() -> None:
     assert "equal" in parity.sentence()
 
 
-def test_a_flipped_near_tie_is_told_but_no_failure() -> None:
+def test_a_near_tie_is_reported_but_is_no_failure() -> None:
     other = score([-0.5, -1.0], [-0.8, -0.6], [-0.1, -3.1])
     parity = compare([1, 3, 5], [1, 4, 9], BASE, other, reference_ranks=2)
     assert (parity.verdict, parity.first_difference, parity.reference_ranks) == ("near-tie", 1, 2)
@@ -32,7 +33,7 @@ def test_log_probabilities_that_rounding_does_not_explain_are_different() -> Non
     other = score([-0.5, -1.0], [-2.8, -0.6], [-0.1, -3.0])
     assert compare([1, 3, 5], [1, 4, 5], BASE, other).verdict == "different"
     close = score([-0.5, -1.0], [-0.72, -0.68], [-0.1, -3.0])
-    assert compare([1, 3, 5], [1, 4, 5], BASE | {"dtype": "float32"}, close).verdict == "different"
+    assert compare([1, 3, 5], [1, 4, 5], replace(BASE, dtype="float32"), close).verdict == "different"
 
 
 def test_a_token_that_the_reference_found_unlikely_is_no_near_tie() -> None:

@@ -1,19 +1,19 @@
-"""Records: points from results, spreads, files. pytest tests/report/test_record.py."""
+"""Records: points from results, spreads, files."""
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from jaccl_kernel.errors import InputError, JacclError
+from jaccl_kernel.core.errors import InputError, JacclError
+from jaccl_kernel.core.events import BenchResult
+from jaccl_kernel.core.results import BenchRun, Power
 from jaccl_kernel.report import record, table
 
 
-def result(rank: int, *gaps: float) -> dict[str, Any]:
-    runs = [{"tokens": list(range(len(gaps) + 1)), "ttft_s": 0.5, "itl_s": list(gaps)}] * 2
-    own = {"load_s": 1.0 + rank, "peak_memory_bytes": 10 + rank, "power": {"machine": "a", "watts": None}}
-    return own | {"prompt_tokens": 20, "runs": runs, "text": "hi", "tokens_digest": "x"}
+def result(rank: int, *gaps: float) -> BenchResult:
+    runs = (BenchRun(tuple(range(len(gaps) + 1)), 0.5, gaps),) * 2
+    return BenchResult(10 + rank, "x", Power("a"), load_s=1.0 + rank, prompt_tokens=20, runs=runs, text="hi")
 
 
 def test_a_point_counts_the_first_token_to_the_prompt() -> None:
@@ -36,7 +36,7 @@ def test_one_token_has_no_generation_rate() -> None:
     assert len({len(line) for line in text.splitlines()}) == 1
 
 
-def test_speed_up_is_told_against_the_fewest_ranks() -> None:
+def test_speed_up_is_relative_to_the_fewest_ranks() -> None:
     one, two = record.make_point([result(0, 0.2)]), record.make_point([result(0, 0.1), result(1, 0.1)])
     record.add_speedups([one, two])
     assert (one["speedup"], one["efficiency"]) == (1.0, 1.0)
@@ -49,7 +49,7 @@ def test_percentiles_lie_between_the_nearest_values() -> None:
     assert record.percentile([1.0, 2.0, 3.0, 4.0], 50) == 2.5
 
 
-def test_a_record_is_saved_whole_read_back_and_never_overwritten(tmp_path: Path) -> None:
+def test_a_record_is_saved_atomically_and_never_overwritten(tmp_path: Path) -> None:
     one = {"schema": 1, "provenance": {"date": "2026-11-22T10:20:30+00:00"}, "text": "ñ"}
     first, second = record.save(one, tmp_path), record.save(one, tmp_path)
     assert first != second
@@ -62,12 +62,12 @@ def test_a_record_is_saved_whole_read_back_and_never_overwritten(tmp_path: Path)
     assert set(record.saved(tmp_path, "*")) == {first, second, swept}
 
 
-def test_what_is_no_record_is_said(tmp_path: Path) -> None:
+def test_an_invalid_record_is_reported(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"schema": 99}')
     with pytest.raises(InputError, match="not a record"):
         record.read(tmp_path / "a.json")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot read the record"):
         record.read(tmp_path / "b.json")
     (tmp_path / "file").write_text("")
-    with pytest.raises(JacclError, match="could not be saved"):
+    with pytest.raises(JacclError, match="cannot save the file"):
         record.save({"provenance": {"date": "2026-11-22T10:20:30"}}, tmp_path / "file")

@@ -1,15 +1,15 @@
 """Rehearsals whose hostfile is made, and then broken, for the tests of the bring-up steps."""
 
-from jaccl_kernel.cluster.facts import NodeFacts
-from jaccl_kernel.cluster.hostfile import Hostfile
+from jaccl_kernel.hostfile.hostfile import Hostfile
 from jaccl_kernel.rehearsal import plan
 from jaccl_kernel.rehearsal.tools import facts
-from jaccl_kernel.steps.propose import propose
+from jaccl_kernel.steps.hostfile.propose import propose
+from jaccl_kernel.topology.facts import NodeFacts
 
 
 def seen(hostfile: Hostfile) -> list[NodeFacts]:
     """What a scan of a rehearsal's Macs would find, without one."""
-    told = plan.Plan.of(hostfile)
+    told = plan.RehearsalPlan.of(hostfile)
     found = dict(zip(told.macs, facts(told.spec()), strict=True))
     return [found[host.name] for host in hostfile.hosts]
 

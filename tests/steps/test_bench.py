@@ -1,4 +1,4 @@
-"""Bench: one model over several numbers of ranks, held against one. pytest tests/steps/test_bench.py."""
+"""Bench: one model over several numbers of ranks, held against one."""
 
 import asyncio
 import json
@@ -10,13 +10,17 @@ from typing import Any
 
 import pytest
 
-from jaccl_kernel.cluster.hostfile import Host, Hostfile
-from jaccl_kernel.errors import Busy, HostfileError, InputError, ModelError, RankDied
-from jaccl_kernel.jobs import lock
-from jaccl_kernel.jobs.run import OnEvent
+from jaccl_kernel.core.errors import Busy, HostfileError, InputError, ModelError, RankDied
+from jaccl_kernel.core.events import BenchResult, Event, Hello, JobStarted, Line, PointMeasured
+from jaccl_kernel.core.messages import Payload
+from jaccl_kernel.core.options import BenchOptions
+from jaccl_kernel.core.results import Reference
+from jaccl_kernel.hostfile.hostfile import Host, Hostfile
+from jaccl_kernel.launch import lock
+from jaccl_kernel.launch.run import OnEvent
 from jaccl_kernel.rehearsal.homes import make_hostfile
-from jaccl_kernel.steps.bench import BenchOptions, bench
-from jaccl_kernel.wire import Event
+from jaccl_kernel.steps.bench import bench
+from tests.events import bodies, is_stage
 from tests.tiny import make_tiny_model
 
 # `hostfile check` finds no error in them, and mlx.launch itself would refuse them
@@ -71,7 +75,7 @@ async def test_one_against_two_ranks_is_measured_compared_and_recorded(tiny_mode
     }
     assert said["model"]["digest"]
     assert said["ranks"][0]["packages"]["mlx-lm"]
-    assert [event.data["ranks"] for event in events if event.kind == "point"] == [1, 2]
+    assert [measured.point["ranks"] for measured in bodies(events, PointMeasured)] == [1, 2]
 
 
 @pytest.mark.parametrize("text", ONE_HOST_FILES, ids=["bare", "jaccl"])
@@ -81,13 +85,11 @@ async def test_a_single_host_tests_no_parity_and_needs_no_address(
     """And where its record cannot be saved, it is told, and what was measured is not lost."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("JACCL_RESULTS", str(tmp_path / "file" / "results"))
-    told: list[str] = []
+    events: list[Event] = []
     report = await bench(
-        Hostfile.loads(text),
-        options(tiny_model, max_tokens=1, repeats=1),
-        on_event=lambda event: told.append(event.data["text"]) if event.kind == "line" else None,
+        Hostfile.loads(text), options(tiny_model, max_tokens=1, repeats=1), on_event=events.append
     )
-    assert [line for line in told if line.startswith("the record was not saved")]
+    assert [line for line in bodies(events, Line) if line.text.startswith("the record was not saved")]
     assert report.ok
     assert report.record.keys() == {"schema", "points", "failed", "parity", "provenance"}
     assert report.points[0].keys() == POINT_KEYS
@@ -109,20 +111,23 @@ async def test_a_model_that_answers_otherwise_on_two_ranks_is_caught(
     # one name on every node, as on real Macs; each rank's home has its own file behind it
     homes = [{"HOME": str(root)}, {"HOME": str(other.parent)}]
 
-    from jaccl_kernel.jobs.run import run
-    from jaccl_kernel.jobs.spec import JobSpec
+    from jaccl_kernel.launch.run import run
+    from jaccl_kernel.launch.spec import JobSpec
     from jaccl_kernel.report import parity
 
     wanted = options(tiny_model, repeats=1)
     hosts = make_hostfile(2)
     one = await run(JobSpec(hosts.subset([0]), wanted.program(str(tiny_model)), "ring"))
-    score = one.results[0]["score"]
-    tokens = one.results[0]["runs"][0]["tokens"]
+    [first] = one.results_of(BenchResult)
+    assert first.score
+    tokens = first.runs[0].tokens
     two = await run(
         JobSpec(hosts, wanted.program("~/model"), "ring", rank_env=tuple(homes)),
-        payload={"reference": {"tokens": tokens, "top": score["top"]}},
+        payload=Payload(Reference(tokens, first.score.top)),
     )
-    gate = parity.compare(tokens, two.results[0]["runs"][0]["tokens"], score, two.results[0]["score"])
+    second = two.results_of(BenchResult)[0]
+    assert second.score
+    gate = parity.compare(tokens, second.runs[0].tokens, first.score, second.score)
     assert gate.max_logprob_diff is not None
     assert gate.tolerance is not None
     assert gate.max_logprob_diff > gate.tolerance
@@ -131,36 +136,36 @@ async def test_a_model_that_answers_otherwise_on_two_ranks_is_caught(
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"max_tokens": 0}, "--max-tokens is 0"),
-        ({"repeats": 0}, "--repeats is 0"),
-        ({"prompt": "  "}, "the prompt is empty"),
-        ({"prompt": None, "prompt_tokens": 0}, "--prompt-tokens is 0"),
-        ({"prompt_tokens": 5}, "both a prompt"),
+        ({"max_tokens": 0}, "--max-tokens must be at least 1"),
+        ({"repeats": 0}, "--repeats must be at least 1"),
+        ({"prompt": "  "}, "--prompt must not be empty"),
+        ({"prompt": None, "prompt_tokens": 0}, "--prompt-tokens must be at least 1"),
+        ({"prompt_tokens": 5}, "--prompt and --prompt-tokens exclude"),
         ({"ranks": [3]}, "the hostfile has 2 hosts"),
-        ({"ranks": [0]}, "cannot run on 0 ranks"),
+        ({"ranks": [0]}, "--ranks must be at least 1"),
         ({"ranks": []}, "cannot run on no ranks"),
     ],
 )
-async def test_what_makes_no_sense_is_refused_before_anything_starts(
+async def test_invalid_input_is_rejected_before_anything_starts(
     tiny_model: Path, changes: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(InputError, match=told):
         await bench(make_hostfile(2), options(tiny_model, **changes), on_event=_no_job)
 
 
-async def test_a_hostfile_that_would_stop_the_job_is_refused(tiny_model: Path) -> None:
+async def test_a_hostfile_that_prevents_the_job_is_rejected(tiny_model: Path) -> None:
     hosts = (Host("a"), Host("b"))
     with pytest.raises(HostfileError):
         await bench(Hostfile(hosts, "jaccl"), options(tiny_model), on_event=_no_job)
 
 
-async def test_a_model_that_does_not_split_is_refused_before_anything_starts(tmp_path: Path) -> None:
+async def test_a_model_that_does_not_split_is_rejected_before_anything_starts(tmp_path: Path) -> None:
     model = make_tiny_model(tmp_path / "m", num_attention_heads=3, num_key_value_heads=3, hidden_size=48)
     with pytest.raises(ModelError, match=r"over 2 ranks.*heads"):
         await bench(make_hostfile(2), options(model, ranks=[1, 2]), on_event=_no_job)
 
 
-async def test_damaged_models_are_refused_before_anything_starts(tmp_path: Path) -> None:
+async def test_damaged_models_are_rejected_before_anything_starts(tmp_path: Path) -> None:
     model = make_tiny_model(tmp_path / "m")
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
@@ -183,13 +188,13 @@ async def test_a_rank_that_fails_at_load_is_named(tiny_model: Path, tmp_path: Pa
 
 
 def kill_rank_1() -> OnEvent:
-    """A listener that kills rank 1 when it begins to measure."""
+    """A listener that kills rank 1 when rank 0 begins to measure."""
     pids: dict[int, int] = {}
 
     def kill(event: Event) -> None:
-        if event.kind == "hello":
-            pids[event.rank] = event.data["pid"]
-        if event.kind == "stage" and event.data["name"] == "measure" and event.rank == 1 and 1 in pids:
+        if isinstance(event.body, Hello):
+            pids[event.rank] = event.body.pid
+        if is_stage(event, "measure") and 1 in pids:
             os.kill(pids.pop(1), signal.SIGKILL)
 
     return kill
@@ -201,7 +206,7 @@ async def test_a_rank_killed_in_the_middle_of_generation_is_named(tiny_model: Pa
     assert (caught.value.rank, caught.value.where) == (1, "mac2")
 
 
-async def test_what_was_measured_outlives_a_later_point_that_fails(tiny_model: Path) -> None:
+async def test_earlier_points_are_kept_if_a_later_one_fails(tiny_model: Path) -> None:
     report = await bench(
         make_hostfile(2), options(tiny_model, max_tokens=150, ranks=[1, 2]), on_event=kill_rank_1()
     )
@@ -221,19 +226,19 @@ async def test_stopping_in_the_middle_leaves_nothing(tiny_model: Path) -> None:
         bench(
             make_hostfile(2),
             options(tiny_model, max_tokens=3000, ranks=[2]),
-            on_event=lambda event: measuring.set() if event.data.get("name") == "measure" else None,
+            on_event=lambda event: measuring.set() if is_stage(event, "measure") else None,
         )
     )
-    await asyncio.wait_for(measuring.wait(), 60)
+    await asyncio.wait_for(measuring.wait(), 120)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
 
 
-async def test_two_at_once_on_one_machine_are_refused(tiny_model: Path) -> None:
+async def test_two_at_once_on_one_machine_are_rejected(tiny_model: Path) -> None:
     with lock.hold(["127.0.0.1"], "a benchmark"), pytest.raises(Busy, match="a benchmark"):
         await bench(make_hostfile(2), options(tiny_model))
 
 
 def _no_job(event: Event) -> None:
-    assert event.kind != "job", "a job was started"
+    assert not isinstance(event.body, JobStarted), "a job was started"

@@ -1,6 +1,5 @@
-"""Enable: a light for each Mac, what to do at it, and ticks that stay. pytest tests/steps/test_enable.py."""
+"""Enable: a light for each Mac, what to do at it, and ticks that stay."""
 
-import argparse
 import json
 import os
 from dataclasses import replace
@@ -9,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from jaccl_kernel.cluster.facts import NodeFacts, PowerFacts
-from jaccl_kernel.cluster.hostfile import Host, Hostfile
-from jaccl_kernel.cluster.shell import SshNode
-from jaccl_kernel.commands import prepare
-from jaccl_kernel.errors import InputError, JacclError
+from jaccl_kernel.cli.main import run
+from jaccl_kernel.core.errors import JacclError
+from jaccl_kernel.core.events import HOST, Event, Stage
+from jaccl_kernel.hostfile.hostfile import Host, Hostfile
+from jaccl_kernel.nodes.ssh_node import SshNode
 from jaccl_kernel.rehearsal import tools
 from jaccl_kernel.rehearsal.faults import with_faults
 from jaccl_kernel.rehearsal.homes import make_hostfile
@@ -21,8 +20,9 @@ from jaccl_kernel.rehearsal.macs import ClusterSpec
 from jaccl_kernel.rehearsal.scripts import scripts
 from jaccl_kernel.steps import checklist
 from jaccl_kernel.steps.cluster import Cluster
-from jaccl_kernel.steps.enable import EnableReport, enable, judge
-from jaccl_kernel.wire import HOST, Event
+from jaccl_kernel.steps.enable import MEANING, EnableReport, enable, judge
+from jaccl_kernel.topology.facts import NodeFacts, PowerFacts
+from tests.events import bodies
 from tests.sshd import start_macs
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -56,12 +56,12 @@ def test_healthy_macs_are_ready_with_nothing_to_do() -> None:
 @pytest.mark.parametrize(
     ("fault", "kind", "why", "step"),
     [
-        ("rdma-off:2", "off", "switched off", "rdma_ctl enable"),
-        ("thunderbolt4:2", "cannot", "Thunderbolt 4", "ring backend"),
-        ("old-macos:2", "cannot", "too old", "Software Update"),
+        ("rdma-off:2", "off", "RDMA is off", "rdma_ctl enable"),
+        ("thunderbolt4:2", "unsupported", "Thunderbolt 4", "ring backend"),
+        ("old-macos:2", "unsupported", "too old", "Software Update"),
         ("ssh-fails:2", "unknown", "Permission denied", "ssh"),
         ("asleep:2", "unknown", "timed out", "ssh"),
-        ("hang:2:system_profiler", "unknown", "did not end in time", "Scan again"),
+        ("hang:2:system_profiler", "unknown", "timed out", "scan again"),
     ],
 )
 def test_each_verdict_has_its_reason_and_its_steps(fault: str, kind: str, why: str, step: str) -> None:
@@ -80,7 +80,7 @@ def test_the_steps_are_those_of_the_macs_own_macos() -> None:
     assert "power button" in judge(simulated("rdma-off:1")).lights[0].tasks[0].text
 
 
-def test_a_slow_link_is_told_at_both_macs_and_for_all() -> None:
+def test_a_slow_link_is_reported_for_both_macs_and_for_all() -> None:
     report = judge(simulated("thunderbolt4:2"))
     slow = [link for link in report.links if link.speed == "slow"]
     assert [link.gbps for link in slow] == [40.0, 40.0]
@@ -89,13 +89,13 @@ def test_a_slow_link_is_told_at_both_macs_and_for_all() -> None:
     assert "2 of 3 cables run slower" in " ".join(report.notes)
 
 
-def test_a_slow_link_between_two_fast_macs_wants_another_cable() -> None:
+def test_a_slow_link_between_two_fast_macs_needs_another_cable() -> None:
     spec = ClusterSpec.healthy(2)
     slow = replace(spec, cables=tuple(replace(cable, gbps=40) for cable in spec.cables))
-    assert "take a Thunderbolt 5 cable" in hints(judge(tools.facts(slow)), 0)
+    assert "use a Thunderbolt 5 cable" in hints(judge(tools.facts(slow)), 0)
 
 
-def test_a_link_that_tells_no_speed_is_not_called_fast() -> None:
+def test_a_link_of_unknown_speed_is_not_reported_as_fast() -> None:
     facts = [
         replace(node, ports=tuple(replace(port, current_gbps=None) for port in node.ports or ()))
         for node in simulated(macs=2)
@@ -111,7 +111,7 @@ def test_a_sleeping_mac_is_suspected_where_the_others_cables_lead_to_it() -> Non
 
 def test_a_port_that_is_down_names_the_peer_that_has_rdma_off() -> None:
     report = judge(simulated("rdma-off:2"))
-    assert "is down: RDMA is off at macstudio2" in hints(report, 0)
+    assert "is down: RDMA is off on macstudio2" in hints(report, 0)
 
 
 def test_a_port_that_is_down_between_two_ready_macs_names_sleep() -> None:
@@ -160,12 +160,12 @@ def test_a_damaged_checklist_is_an_empty_one(text: str) -> None:
 def test_a_checklist_that_cannot_be_kept_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("JACCL_CACHE", str(tmp_path / "file"))
-    with pytest.raises(JacclError, match="checklist cannot be kept") as caught:
+    with pytest.raises(JacclError, match="cannot save the file") as caught:
         checklist.tick("mac1", "a step", rehearsal=False)
     assert "JACCL_CACHE" in caught.value.fix
 
 
-async def test_a_scan_again_turns_the_light_green_and_drops_its_ticks() -> None:
+async def test_a_second_scan_marks_a_mac_as_ready_and_removes_its_ticks() -> None:
     off = await enable(Cluster.of(make_hostfile(2, ["rdma-off:2"])))
     assert kinds(off) == ["ready", "off"]
     checklist.tick("mac2", off.lights[1].tasks[0].text, rehearsal=True)
@@ -177,16 +177,16 @@ async def test_a_scan_again_turns_the_light_green_and_drops_its_ticks() -> None:
     assert checklist.load(rehearsal=True) == {}
 
 
-async def test_each_mac_is_told_as_it_answers_and_none_is_changed() -> None:
+async def test_each_mac_is_reported_when_it_answers_and_none_is_changed() -> None:
     cluster = Cluster.of(make_hostfile(3, ["ssh-fails:3"]))
     homes = Path(os.environ["JACCL_CACHE"]) / "rehearsal"
     before = snapshot(homes)
     events: list[Event] = []
     report = await enable(cluster, events.append)
     assert snapshot(homes) == before
-    lights = {event.rank: event.data["kind"] for event in events if event.kind == "light"}
-    assert lights == {0: "ready", 1: "ready", 2: "unknown"}
-    host = [event.data["fraction"] for event in events if event.rank == HOST]
+    told_by_rank = {rank: bodies(events, Stage, rank)[-1].text.partition(":")[0] for rank in range(3)}
+    assert told_by_rank == {0: MEANING["ready"], 1: MEANING["ready"], 2: MEANING["unknown"]}
+    host = [stage.fraction for stage in bodies(events, Stage, HOST)]
     assert host == [None, pytest.approx(1 / 3), pytest.approx(2 / 3), 1.0]
     told = json.loads(json.dumps(report.to_json()))
     assert [mac["kind"] for mac in told["macs"]] == ["ready", "ready", "unknown"]
@@ -194,7 +194,7 @@ async def test_each_mac_is_told_as_it_answers_and_none_is_changed() -> None:
 
 
 @pytest.mark.sshd
-async def test_over_real_ssh_a_mac_that_is_off_and_one_that_is_gone_are_told_apart(tmp_path: Path) -> None:
+async def test_over_real_ssh_rdma_off_and_an_unreachable_mac_are_distinguished(tmp_path: Path) -> None:
     names = ("macstudio1", "macstudio2", "macstudio3")
     spec = with_faults(ClusterSpec.healthy(3, names), ["rdma-off:2"])
     with start_macs(tmp_path / "macs", names) as macs:
@@ -207,15 +207,12 @@ async def test_over_real_ssh_a_mac_that_is_off_and_one_that_is_gone_are_told_apa
         nodes = tuple(SshNode(name, options=macs.options) for name in names)
         report = await enable(Cluster(Hostfile(tuple(Host(ssh=name) for name in names)), nodes))
     assert kinds(report) == ["ready", "off", "unknown"]
-    assert "nothing listens on port" in report.lights[2].reasons[0]
+    assert "no ssh server listens on port" in report.lights[2].reasons[0]
     assert not report.rehearsal
 
 
 def run_cli(*arguments: object) -> int:
-    parser = argparse.ArgumentParser()
-    prepare.add(parser.add_subparsers())
-    options = parser.parse_args([str(argument) for argument in arguments])
-    return int(options.run(options))
+    return run([str(argument) for argument in arguments])
 
 
 def test_the_terminal_shows_lights_steps_and_cables(
@@ -226,7 +223,7 @@ def test_the_terminal_shows_lights_steps_and_cables(
     assert run_cli("enable", path, "--done", "mac2:1") == 1
     told = capsys.readouterr()
     assert "● mac1: ready" in told.out
-    assert "○ mac2: capable, but off" in told.out
+    assert "○ mac2: RDMA is off" in told.out
     assert "[x] 1. Shut the Mac down" in told.out
     assert "[ ] 2." in told.out
     assert "80 Gb/s" in told.out
@@ -242,8 +239,10 @@ def test_the_terminal_shows_lights_steps_and_cables(
 @pytest.mark.parametrize(
     ("what", "said"), [("mac9:1", "no Mac"), ("mac1:1", "no step"), ("mac2:x", "no step")]
 )
-def test_a_step_that_is_not_there_cannot_be_ticked(tmp_path: Path, what: str, said: str) -> None:
+def test_a_step_that_is_not_there_cannot_be_ticked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str, said: str
+) -> None:
     path = tmp_path / "r.json"
     make_hostfile(2, ["rdma-off:2"]).write(path)
-    with pytest.raises(InputError, match=said):
-        run_cli("enable", path, "--done", what)
+    assert run_cli("enable", path, "--done", what) == 2
+    assert said in capsys.readouterr().err

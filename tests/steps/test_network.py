@@ -1,4 +1,4 @@
-"""Applying a network plan, and taking it back, on simulated Macs. pytest tests/steps/test_network.py"""
+"""Applying a network plan, and taking it back, on simulated Macs."""
 
 import asyncio
 from dataclasses import replace
@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from jaccl_kernel.cluster import network as plans
-from jaccl_kernel.cluster.network import NetworkPlan
-from jaccl_kernel.cluster.probe import probe
-from jaccl_kernel.cluster.wiring import wire
-from jaccl_kernel.errors import InputError
-from jaccl_kernel.paths import results_dir
+from jaccl_kernel.core.errors import InputError
+from jaccl_kernel.core.events import Event, Stage
+from jaccl_kernel.core.paths import results_dir
 from jaccl_kernel.rehearsal import homes
 from jaccl_kernel.steps.cluster import Cluster
 from jaccl_kernel.steps.network import apply, undo
-from jaccl_kernel.wire import Event
+from jaccl_kernel.topology import addressing as plans
+from jaccl_kernel.topology.addressing import NetworkPlan
+from jaccl_kernel.topology.probe import probe
+from jaccl_kernel.topology.wiring import build_wiring
+from tests.events import bodies, is_stage
 from tests.steps.bringup import configured, seen
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 
 def broken(*faults: str) -> tuple[Cluster, NetworkPlan]:
     hostfile = configured(3, *faults)
-    return Cluster.of(hostfile), plans.plan(wire(seen(hostfile)))
+    return Cluster.of(hostfile), plans.plan(build_wiring(seen(hostfile)))
 
 
 def script_of(cluster: Cluster, node: int) -> Path:
@@ -40,20 +41,20 @@ def sudo_of(cluster: Cluster, node: int, script: str) -> None:
 
 async def gids_in_place(cluster: Cluster) -> bool:
     """Whether a fresh scan finds nothing left to set up."""
-    return not plans.plan(wire(await probe(cluster.nodes))).steps
+    return not plans.plan(build_wiring(await probe(cluster.nodes))).steps
 
 
-async def test_without_a_yes_nothing_is_touched() -> None:
+async def test_without_confirmation_nothing_is_changed() -> None:
     cluster, plan = broken("bridged-port:2")
-    with pytest.raises(InputError, match="needs an explicit yes"):
+    with pytest.raises(InputError, match="not confirmed"):
         await apply(cluster, plan, yes=False)
-    with pytest.raises(InputError, match="needs an explicit yes"):
+    with pytest.raises(InputError, match="not confirmed"):
         await undo(cluster, yes=False)
     assert not script_of(cluster, 1).exists()
     assert not await gids_in_place(cluster)
 
 
-async def test_a_plan_is_carried_out_heals_the_ports_and_is_taken_back_whole() -> None:
+async def test_a_plan_is_applied_fixes_the_ports_and_is_undone() -> None:
     cluster, plan = broken("bridged-port:2", "no-ipv4:3")
     before = await probe(cluster.nodes)
     events: list[Event] = []
@@ -61,7 +62,7 @@ async def test_a_plan_is_carried_out_heals_the_ports_and_is_taken_back_whole() -
     assert report.ok, report.error
     assert report.done == plan.steps
     assert await gids_in_place(cluster)
-    told = [event.data["text"] for event in events if event.data["name"] == "network"]
+    told = [stage.text for stage in bodies(events, Stage) if stage.name == "network"]
     assert told == [f"{plan.labels[step.node]}: {step.line}" for step in plan.steps]
 
     taken_back = await undo(cluster, yes=True)
@@ -77,7 +78,7 @@ async def test_the_undo_scripts_lie_here_and_there_before_the_first_change() -> 
     seen_before: list[bool] = []
 
     def on_event(event: Event) -> None:
-        if event.data["name"] == "network":
+        if is_stage(event, "network"):
             here = list(results_dir().glob("network-undo-*/mac2.sh"))
             seen_before.append(bool(here) and script_of(cluster, 1).exists())
 
@@ -87,7 +88,7 @@ async def test_the_undo_scripts_lie_here_and_there_before_the_first_change() -> 
     assert script_of(cluster, 1).read_text() == plan.undo_script(1)
 
 
-async def test_two_set_ups_are_taken_back_by_one_undo() -> None:
+async def test_one_undo_reverses_two_changes() -> None:
     cluster, plan = broken("bridged-port:2")
     before = await probe(cluster.nodes)
     for steps in (plan.steps[:1], plan.steps[1:]):
@@ -107,19 +108,19 @@ async def test_an_undo_after_a_reboot_finds_nothing_and_is_done() -> None:
     assert (await undo(cluster, yes=True)).outcomes["mac2"] == "nothing to undo"
 
 
-async def test_a_sudo_that_wants_a_password_stops_it_before_any_mac_is_changed() -> None:
+async def test_a_sudo_that_needs_a_password_stops_the_run_before_any_change() -> None:
     cluster, plan = broken("bridged-port:2", "no-ipv4:3")
     sudo_of(cluster, 2, 'echo "sudo: a password is required" >&2; exit 1')
     report = await apply(cluster, plan, yes=True)
     assert not report.ok
     assert report.done == ()
-    assert "Nothing was changed: sudo on mac3 does not go without a password" in report.error
+    assert "Nothing was changed: sudo on mac3 needs a password" in report.error
     assert all(step.line in report.fix and step.undo_line in report.fix for step in plan.steps)
     assert [path.read_text() for path in report.undo_files] == [plan.undo_script(1), plan.undo_script(2)]
     assert not script_of(cluster, 1).exists()
 
 
-async def test_the_first_failure_ends_it_and_what_was_done_is_told_and_can_be_undone() -> None:
+async def test_the_first_failure_ends_the_run_and_reports_the_completed_steps() -> None:
     cluster, plan = broken("bridged-port:2", "no-ipv4:3")
     real = homes.macs(cluster.hostfile)[2].commands / "sudo.before"
     refuse = 'echo "ifconfig: no such luck" >&2; exit 1'
@@ -137,13 +138,13 @@ async def test_the_first_failure_ends_it_and_what_was_done_is_told_and_can_be_un
     assert not await gids_in_place(cluster)
 
 
-async def test_an_undo_that_does_not_get_through_is_told_and_its_script_kept() -> None:
+async def test_a_failed_undo_is_reported_and_its_script_is_kept() -> None:
     cluster, plan = broken("bridged-port:2")
     assert (await apply(cluster, plan, yes=True)).ok
     sudo_of(cluster, 1, 'echo "sudo: a password is required" >&2; exit 1')
     report = await undo(cluster, yes=True)
     assert not report.ok
-    assert "the undo script did not get through" in report.errors["mac2"]
+    assert "the undo script failed" in report.errors["mac2"]
     assert script_of(cluster, 1).exists()
 
 
@@ -165,31 +166,34 @@ async def test_a_rehearsal_never_reaches_this_machines_own_sudo() -> None:
         await undo(cluster, yes=True)
 
 
-async def test_a_plan_of_other_macs_is_refused() -> None:
+async def test_a_plan_of_other_macs_is_rejected() -> None:
     cluster, plan = broken("bridged-port:2")
-    with pytest.raises(InputError, match="the plan is of 2 Macs"):
+    with pytest.raises(InputError, match="the plan has 2 Macs"):
         await apply(cluster, replace(plan, labels=plan.labels[:2]), yes=True)
 
 
-async def test_a_stop_in_the_middle_tells_what_was_done_and_can_be_undone() -> None:
+async def test_a_stopped_run_reports_the_completed_steps_and_can_be_undone() -> None:
     cluster, plan = broken("bridged-port:2")
     before = await probe(cluster.nodes)
     commands = homes.macs(cluster.hostfile)[1].commands
-    sudo_of(cluster, 1, f'case "$*" in *netmask*) exec sleep 60;; esac; exec {commands}/sudo.before "$@"')
+    sudo_of(cluster, 1, f'case "$*" in *netmask*) exec sleep 600;; esac; exec {commands}/sudo.before "$@"')
     begun = asyncio.Event()
     told: list[str] = []
 
     def on_event(event: Event) -> None:
-        told.append(event.data["text"])
-        if plan.steps[1].line in event.data["text"]:
+        [stage] = bodies([event], Stage)
+        told.append(stage.text)
+        if plan.steps[1].line in stage.text:
             begun.set()
 
     task = asyncio.create_task(apply(cluster, plan, yes=True, on_event=on_event))
-    await asyncio.wait_for(begun.wait(), 30)
+    await asyncio.wait_for(begun.wait(), 60)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert told[-1].startswith(f"Done before the stop: mac2: {plan.steps[0].line}; whether mac2 still did")
+    assert told[-1].startswith(
+        f"Completed before the stop: mac2: {plan.steps[0].line}; it is unknown whether mac2 completed"
+    )
     assert "sh ~/.jaccl/undo-network.sh" in told[-1]
     assert script_of(cluster, 1).read_text() == plan.undo_script(1)
     assert (await undo(cluster, yes=True)).outcomes["mac2"] == "undone"

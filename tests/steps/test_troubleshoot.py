@@ -1,7 +1,8 @@
-"""Texts that are known, and jobs that nobody owns. pytest tests/steps/test_troubleshoot.py."""
+"""Texts that are known, and jobs that nobody owns."""
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,16 +10,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jaccl_kernel.cli import main
-from jaccl_kernel.errors import InputError
-from jaccl_kernel.jobs import servers
+from jaccl_kernel.cli.main import main
+from jaccl_kernel.core.errors import InputError
+from jaccl_kernel.core.paths import cache_dir
+from jaccl_kernel.launch import servers
 from jaccl_kernel.notebook.panels.troubleshoot import TroubleshootPanel, look_blocks
-from jaccl_kernel.paths import cache_dir
 from jaccl_kernel.rehearsal import homes
 from jaccl_kernel.rehearsal.homes import make_hostfile
 from jaccl_kernel.steps import troubleshoot
 from jaccl_kernel.steps.cluster import Cluster
-from jaccl_kernel.steps.serve_detached import Running
+from jaccl_kernel.steps.serve.detached import Running
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -32,7 +33,7 @@ def orphan(home: Path, *, stubborn: bool = False) -> "subprocess.Popen[bytes]":
     """A process with a rank's command line and a Mac's home, which nobody owns."""
     code = "import signal,time\n"
     code += "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" if stubborn else ""
-    code += "print('up', flush=True)\ntime.sleep(120)"
+    code += "print('up', flush=True)\ntime.sleep(600)"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "-m", "jaccl_kernel.ranks", "serve", "--model", "a b'c"],
         env=os.environ | {"HOME": str(home)}, stdout=subprocess.PIPE,
@@ -44,18 +45,18 @@ def orphan(home: Path, *, stubborn: bool = False) -> "subprocess.Popen[bytes]":
 
 
 def reap(process: "subprocess.Popen[bytes]") -> int:
-    return process.wait(timeout=10)
+    return process.wait(timeout=60)
 
 
-def test_a_first_cause_comes_before_what_follows_from_it() -> None:
+def test_a_root_cause_is_listed_before_secondary_ones() -> None:
     found = troubleshoot.explain(LOG)
     assert [one.secondary for one in found] == [False, True]
-    assert "index 1" in found[0].cause
+    assert "index 1" in found[0].causes[0].cause
     assert found[0].line == "mac2 | [jaccl] Changing queue pair to RTR failed with errno 22"
     assert troubleshoot.explain("all is well") == []
 
 
-def test_the_newest_logs_with_something_known_are_told() -> None:
+def test_the_newest_logs_with_known_errors_are_listed() -> None:
     for job, text in (("20260101-1", LOG), ("20260102-1", "fine"), ("20260103-1", "Can't parse address x")):
         folder = cache_dir() / "jobs" / job
         folder.mkdir(parents=True)
@@ -65,7 +66,8 @@ def test_the_newest_logs_with_something_known_are_told() -> None:
     ]  # fmt: skip
 
 
-async def test_what_is_left_is_found_on_its_mac_and_ended_after_a_yes_only() -> None:
+@pytest.mark.usefixtures("with_and_without_ps")
+async def test_leftover_processes_are_found_on_their_mac_and_ended_only_after_confirmation() -> None:
     hostfile = make_hostfile(2)
     cluster = Cluster.of(hostfile)
     home = homes.prepare(hostfile)[1].home
@@ -75,7 +77,7 @@ async def test_what_is_left_is_found_on_its_mac_and_ended_after_a_yes_only() -> 
         [], sorted([polite.pid, stubborn.pid])
     ]  # fmt: skip
     assert not report.ok
-    with pytest.raises(InputError, match="without a yes"):
+    with pytest.raises(InputError, match="not confirmed"):
         await troubleshoot.end(cluster, report)
     ended = await troubleshoot.end(cluster, report, yes=True)
     assert {one.pid: one.outcome for one in ended.ended} == {polite.pid: "ended", stubborn.pid: "killed"}
@@ -86,19 +88,34 @@ async def test_what_is_left_is_found_on_its_mac_and_ended_after_a_yes_only() -> 
     assert (await troubleshoot.look(cluster)).ok
 
 
-async def test_a_server_that_runs_is_told_as_no_leftover(monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = servers.Folder.make()
-    state = servers.State(folder.id, "", ("mac1",), "m", "http://127.0.0.1:8080")
+async def test_a_program_of_somebody_else_is_listed_and_never_ended() -> None:
+    hostfile = make_hostfile(2)
+    cluster = Cluster.of(hostfile)
+    env = os.environ | {"HOME": str(homes.prepare(hostfile)[1].home)}
+    with subprocess.Popen(["exo", "600"], executable=shutil.which("sleep"), env=env) as process:
+        report = await troubleshoot.look(cluster)
+        [found] = report.nodes[1].processes
+        assert (found.pid, found.what, found.ours) == (process.pid, "exo", False)
+        ended = await troubleshoot.end(cluster, report, yes=True)
+        assert ended.ended == ()
+        assert process.poll() is None
+        process.kill()
+
+
+async def test_a_running_server_is_not_a_leftover(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = servers.ServerFolder.create()
+    state = servers.ServerState(folder.id, "", ("mac1",), "m", "http://127.0.0.1:8080")
     running = Running(folder, state)
     monkeypatch.setattr(troubleshoot, "find_running", lambda: [running])
     report = await troubleshoot.look(Cluster.of(make_hostfile(1)))
     [told] = report.servers
-    assert told.startswith(f"The server {folder.id} at http://127.0.0.1:8080 runs")
+    assert told.startswith(f"Server {folder.id} is running at http://127.0.0.1:8080")
     assert f"`jaccl stop {folder.id}` ends it" in told
     assert folder.id in "".join(look_blocks(report))
 
 
-async def test_another_process_with_that_number_is_left_alone() -> None:
+@pytest.mark.usefixtures("with_and_without_ps")
+async def test_another_process_with_that_pid_is_not_ended() -> None:
     hostfile = make_hostfile(1)
     cluster = Cluster.of(hostfile)
     process = orphan(homes.prepare(hostfile)[0].home)
@@ -112,7 +129,7 @@ async def test_another_process_with_that_number_is_left_alone() -> None:
     assert reap(process) == -15
 
 
-async def test_the_panel_explains_looks_and_ends() -> None:
+async def test_the_panel_explains_finds_and_ends() -> None:
     panel = TroubleshootPanel(make_hostfile(2))
     panel.text.value = LOG
     panel.explain_button.click()
@@ -121,7 +138,7 @@ async def test_the_panel_explains_looks_and_ends() -> None:
     await panel.run()
     assert str(process.pid) in panel.result.value
     panel.end_button.click()
-    assert "without a yes" in panel.trouble.value
+    assert "not confirmed" in panel.error_view.value
     panel.yes.value = True
     panel.end_button.click()
     await panel.wait()
@@ -130,7 +147,7 @@ async def test_the_panel_explains_looks_and_ends() -> None:
     assert reap(process) == -15
 
 
-def test_the_command_explains_looks_and_asks(
+def test_the_command_explains_finds_and_asks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(*words: str) -> object:
@@ -140,7 +157,7 @@ def test_the_command_explains_looks_and_asks(
 
     monkeypatch.setattr(sys, "stdin", io.StringIO(LOG))
     assert run("--explain", "-") == 0
-    assert "follows from another rank" in capsys.readouterr().out
+    assert "result of another failure" in capsys.readouterr().out
     assert run("--explain", str(tmp_path / "none")) == 2
     assert run("--end") == 2
     assert run() == 0

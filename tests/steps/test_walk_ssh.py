@@ -13,34 +13,40 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jaccl_kernel.cluster.shell import Node
+from jaccl_kernel.core.options import BenchOptions, SyncOptions
+from jaccl_kernel.nodes.node import Node
 from jaccl_kernel.rehearsal import scripts
 from jaccl_kernel.rehearsal.macs import ClusterSpec
-from jaccl_kernel.rehearsal.plan import versions_here
-from jaccl_kernel.steps import environment, live_gates
-from jaccl_kernel.steps.bench import BenchOptions, bench
+from jaccl_kernel.rehearsal.plan import local_versions
+from jaccl_kernel.steps.bench import bench
 from jaccl_kernel.steps.cluster import Cluster
-from jaccl_kernel.steps.configure import configure
 from jaccl_kernel.steps.enable import enable
-from jaccl_kernel.steps.sync import SyncOptions, sync
-from jaccl_kernel.steps.verify import verify
+from jaccl_kernel.steps.environment import environment
+from jaccl_kernel.steps.hostfile.configure import configure
+from jaccl_kernel.steps.sync.sync import sync
+from jaccl_kernel.steps.verify import live_checks
+from jaccl_kernel.steps.verify.verify import verify
 from tests.sshd import start_macs
 
-pytestmark = [pytest.mark.sshd, pytest.mark.usefixtures("nothing_left")]
+pytestmark = [
+    pytest.mark.sshd,
+    pytest.mark.needs("rsync"),
+    pytest.mark.usefixtures("nothing_left"),
+]
 
 
 async def test_the_path_is_walked_over_real_ssh(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    everyone = live_gates.processes
+    everyone = live_checks.processes
 
-    async def own(node: Node, *, only_own: bool = False) -> list[live_gates.Process]:
+    async def own(node: Node, *, only_own: bool = False) -> list[live_checks.Process]:
         return await everyone(node, only_own=True)  # other tests' ranks share this machine with these Macs
 
-    monkeypatch.setattr(live_gates, "processes", own)
+    monkeypatch.setattr(live_checks, "processes", own)
     spec = ClusterSpec.healthy(2)
     for number in range(2):
-        spec = spec.with_mac(number, name=f"mac{number + 1}", **versions_here())
+        spec = spec.with_mac(number, name=f"mac{number + 1}", **local_versions())
     with start_macs(tmp_path / "macs") as macs:
         monkeypatch.setenv("PATH", macs.path)
         for number in range(2):
@@ -63,9 +69,9 @@ async def test_the_path_is_walked_over_real_ssh(
 
         cluster = Cluster.read(tmp_path / "two.local.json")
         report = await verify(cluster, python=sys.executable)
-        verdicts = {gate.name: gate.verdict for gate in report.gates}
+        verdicts = {check.name: check.verdict for check in report.checks}
         coordinator = verdicts.pop("coordinator")
-        seen = [name for name, verdict in verdicts.items() if verdict == "passed"]
+        seen = [name for name, verdict in verdicts.items() if verdict == "ok"]
         assert seen == ["ssh", "environment", "rdma", "ports", "gid", "wiring", "stale"], verdicts
         # the simulated address of rank 0 is none of this machine's, and no job is tried without it
         assert coordinator == "failed"
@@ -83,7 +89,7 @@ async def test_the_path_is_walked_over_real_ssh(
         assert synced.ok, synced.record
         model = f"~/models/{tiny_model.name}"
         ranks = [1, 2] if address else [1]  # several nodes on loopback are rightly refused
-        options = BenchOptions(model=model, max_tokens=6, repeats=1, prompt="Hi", ranks=ranks)
+        options = BenchOptions(model=model, max_tokens=6, repeats=1, prompt="Hi", ranks=tuple(ranks))
         measured = await bench(cluster.hostfile, options)
         assert [point["ranks"] for point in measured.points] == ranks
         assert measured.ok

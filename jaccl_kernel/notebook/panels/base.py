@@ -1,6 +1,6 @@
-"""What every step's panel has: a title, choices, Run and Stop, progress, what went wrong, the result, a log.
+"""The base of every step's panel: title, choices, Run and Stop, progress, error, result and log.
 
-A panel of a step says which coroutine to run (`prepare`) and how to show what came of it (`show`, `hear`).
+A panel defines the coroutine to run (`prepare`), and how to show its result (`show`) and events (`on_event`).
 The work runs on a thread of its own; Run starts it, and so does a cell with `await panel.run()`, which waits
 for its end. Stop and the kernel's interrupt (■) both cancel the step, which then ends its processes.
 """
@@ -13,12 +13,12 @@ from typing import Any
 import ipywidgets as widgets
 from IPython.display import display
 
-from jaccl_kernel.errors import JacclError, Stopped
+from jaccl_kernel.core.errors import JacclError, Stopped
+from jaccl_kernel.core.events import HOST, Event
 from jaccl_kernel.notebook.views import blocks
 from jaccl_kernel.notebook.views.log import LogView, describe
 from jaccl_kernel.notebook.views.progress import ProgressView
-from jaccl_kernel.notebook.work import Work, briefly
-from jaccl_kernel.wire import HOST, Event
+from jaccl_kernel.notebook.work import Work, without_traceback
 
 LABEL_WIDTH = "120px"
 STYLE = {"description_width": LABEL_WIDTH}
@@ -31,10 +31,10 @@ class StepPanel(widgets.VBox):
 
     Args:
         title: the step's name.
-        subtitle: what it works on.
-        banner: HTML to stand above all else (a rehearsal's), or "".
+        subtitle: the cluster or the server.
+        banner: HTML above the title (a rehearsal's), or "".
         names: the nodes' names, by rank.
-        choices: the widgets that say what to do; out of use while the step runs.
+        choices: the widgets of the options; disabled while the step runs.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class StepPanel(widgets.VBox):
         self.stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
         self.progress_view = ProgressView(names, label=f"{title}: progress")
         self.log_view = LogView()
-        self.trouble = html_block()
+        self.error_view = html_block()
         self.result = html_block()
         self.run_button.on_click(lambda _: self._click_run())
         self.stop_button.on_click(lambda _: self.stop())
@@ -65,7 +65,7 @@ class StepPanel(widgets.VBox):
                 *choices,
                 widgets.HBox([self.run_button, self.stop_button], layout=widgets.Layout(margin="8px 0")),
                 self.progress_view,
-                self.trouble,
+                self.error_view,
                 self.result,
                 self.log_view,
             ],
@@ -73,24 +73,24 @@ class StepPanel(widgets.VBox):
         )
         self.add_class("jk-panel")
 
-    # what a step's panel says for itself
+    # what each panel defines
 
     def prepare(self) -> Callable[[OnEvent], Coroutine[Any, Any, Any]]:
-        """Read the choices, and return the step as a function of its listener.
+        """Read the choices; returns the step as a function of its event handler.
 
         Raises:
-            JacclError: a choice makes no sense.
+            JacclError: a choice is invalid.
         """
         raise NotImplementedError
 
-    def hear(self, event: Event) -> None:
-        """Show what an event tells beyond progress and log; called on the work's thread."""
+    def on_event(self, event: Event) -> None:
+        """Show an event beyond progress and log; called on the work's thread."""
 
     def show(self, report: Any) -> None:
         """Show the result; called on the work's thread."""
         raise NotImplementedError
 
-    # what they all do
+    # what all panels share
 
     @property
     def running(self) -> bool:
@@ -101,13 +101,13 @@ class StepPanel(widgets.VBox):
         """Start the step and return at once.
 
         Raises:
-            JacclError: a choice makes no sense, or the step is running already (Busy).
+            JacclError: a choice is invalid, or the step is already running (Busy).
         """
         step = self.prepare()
         self._work.start(lambda: self._step(step))
 
     def stop(self) -> None:
-        """Ask the step to stop, and return at once. Harmless when nothing runs, and when asked again."""
+        """Ask the step to stop, and return at once. Harmless if nothing runs, and the second time."""
         if self._work.stop():
             self.stop_button.disabled = True
             self.stop_button.description = "Stopping"
@@ -120,20 +120,20 @@ class StepPanel(widgets.VBox):
             JacclError: it failed.
         """
         try:
-            with briefly():
+            with without_traceback():
                 return await self._work.wait()
-        except asyncio.CancelledError:  # what ipykernel makes of an interrupt in a cell that awaits
+        except asyncio.CancelledError:  # ipykernel cancels a cell that awaits
             self.stop()
-            with briefly(), contextlib.suppress(asyncio.CancelledError):
+            with without_traceback(), contextlib.suppress(asyncio.CancelledError):
                 return await self._work.wait()
             raise
 
     async def run(self) -> Any:
         """Start the step and wait for its end: `report = await panel.run()`. See `start` and `wait`.
 
-        Stop and progress show in this cell too: the panel itself may be far up the page.
+        Stop and progress are shown in this cell too, since the panel may be far up the page.
         """
-        with briefly():
+        with without_traceback():
             self.start()
         display(widgets.VBox([self.stop_button, self.progress_view]))
         return await self.wait()
@@ -142,38 +142,38 @@ class StepPanel(widgets.VBox):
         try:
             self.start()
         except JacclError as error:
-            self.trouble.value = blocks.page(blocks.error(error))
+            self.error_view.value = blocks.page(blocks.error(error))
 
     async def _step(self, step: Callable[[OnEvent], Coroutine[Any, Any, Any]]) -> Any:
         self._set_running(True)
         self.report = None
-        self.trouble.value = self.result.value = ""
+        self.error_view.value = self.result.value = ""
         self.log_view.clear()
         self.progress_view.begin()
-        return await step(self._hear)
+        return await step(self._handle)
 
-    def _hear(self, event: Event) -> None:
-        self.progress_view.hear(event)
+    def _handle(self, event: Event) -> None:
+        self.progress_view.handle(event)
         if line := describe(event):
             source = "host" if event.rank == HOST else self._name(event.rank)
             self.log_view.append(source, line)
-        self.hear(event)
+        self.on_event(event)
 
     def _ended(self, report: Any, error: BaseException | None) -> None:
         try:
             if isinstance(error, Stopped):
                 self.progress_view.end("stopped")
-                self.trouble.value = blocks.page(blocks.stopped("Stopped before it was done."))
+                self.error_view.value = blocks.page(blocks.stopped("Stopped before the end."))
             elif error is not None:
                 self.progress_view.end("failed")
-                self.trouble.value = blocks.page(blocks.error(error))
+                self.error_view.value = blocks.page(blocks.error(error))
             else:
                 self.report = report
                 self.show(report)
                 self.progress_view.end("done")
         except Exception as fault:
             self.progress_view.end("failed")
-            self.trouble.value = blocks.page(blocks.error(fault))
+            self.error_view.value = blocks.page(blocks.error(fault))
             raise
         finally:
             self.log_view.flush()
@@ -196,7 +196,7 @@ def html_block(*parts: str) -> widgets.HTML:
 
 
 def labelled(label: str, *inner: widgets.Widget) -> widgets.HBox:
-    """Widgets in a row behind a label, aligned with those that have a description of their own."""
+    """Widgets in a row with a label, aligned with the widgets that have a description."""
     beside = widgets.Layout(width=LABEL_WIDTH, justify_content="flex-end", margin="2px 8px 2px 2px")
     return widgets.HBox(
         [widgets.Label(label, layout=beside), *inner],
@@ -213,15 +213,15 @@ def hint(text: str) -> widgets.Box:
 
 
 def text_box(value: str, label: str, placeholder: str, **traits: Any) -> widgets.Text:
-    """A line to type in, as wide as its fellows."""
+    """A wide text box."""
     return widgets.Text(
         value, description=label, placeholder=placeholder, style=STYLE, layout=wide(), **traits
     )
 
 
-def python_box(value: str | None) -> widgets.Text:
-    """Where the interpreter of every node is typed."""
-    return text_box(value or "", "Python", "this one's; on other Macs the environment of notebook 02")
+def row(*inner: widgets.Widget) -> widgets.HBox:
+    """Widgets side by side."""
+    return widgets.HBox(inner, layout=widgets.Layout(flex_flow="row wrap"))
 
 
 def wide() -> widgets.Layout:
@@ -229,8 +229,13 @@ def wide() -> widgets.Layout:
     return widgets.Layout(width="640px", max_width="100%")
 
 
+def short() -> widgets.Layout:
+    """The layout of one widget for a number or a choice."""
+    return widgets.Layout(width="260px")
+
+
 def set_disabled(widget: widgets.Widget, disabled: bool) -> None:
-    """Disable a widget and all that it holds."""
+    """Disable or enable a widget and the widgets inside it."""
     for inner in getattr(widget, "children", ()):
         set_disabled(inner, disabled)
     if widget.has_trait("disabled"):

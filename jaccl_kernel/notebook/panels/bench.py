@@ -1,4 +1,4 @@
-"""The benchmark's panel: choose model, prompt and numbers of ranks; watch; read table, verdict and figure."""
+"""The panel of the benchmark: options, progress, table, parity verdict and figure."""
 
 import os
 from collections.abc import Callable, Coroutine, Sequence
@@ -7,48 +7,40 @@ from typing import Any
 import ipywidgets as widgets
 from IPython.display import HTML, display
 
-from jaccl_kernel.cluster.hostfile import Hostfile
-from jaccl_kernel.errors import InputError, JobError
-from jaccl_kernel.jobs.spec import FAST_SYNCH, FAST_SYNCH_RISK
+from jaccl_kernel.core.errors import InputError
+from jaccl_kernel.core.events import Event, JobStarted, PointMeasured
+from jaccl_kernel.core.options import DEFAULT_PROMPT, FAST_SYNCH_RISK, BenchOptions
+from jaccl_kernel.hostfile.hostfile import Hostfile
 from jaccl_kernel.models.resolve import DEMO
 from jaccl_kernel.notebook import session
-from jaccl_kernel.notebook.panels.base import (
-    STYLE,
-    OnEvent,
-    StepPanel,
-    hint,
-    labelled,
-    python_box,
-    text_box,
-    wide,
-)
+from jaccl_kernel.notebook.panels.base import STYLE, OnEvent, StepPanel, hint, labelled, row
+from jaccl_kernel.notebook.panels.form import Form
 from jaccl_kernel.notebook.views import blocks
-from jaccl_kernel.notebook.work import briefly
+from jaccl_kernel.notebook.work import without_traceback
 from jaccl_kernel.rehearsal import homes
 from jaccl_kernel.report import record
 from jaccl_kernel.report.parity import Parity
-from jaccl_kernel.report.record import BenchReport
+from jaccl_kernel.report.record import BenchReport, failed_point
 from jaccl_kernel.report.table import BENCH_COLUMNS, bench_rows
-from jaccl_kernel.steps.bench import DEFAULT_PROMPT, BenchOptions
 from jaccl_kernel.steps.bench import bench as bench_step
-from jaccl_kernel.wire import HOST, Event
 
+DEFAULT_PROMPT_TOKENS = 512
 VERDICT_STATES = {"equal": "good", "near-tie": "fair", "different": "bad", "not-tested": "none"}
+
+
+FIELDS = ("model", "prompt", "prompt_tokens", "max_tokens", "repeats", "fast_synch", "python")
 
 
 class BenchPanel(StepPanel):
     """Measures a model over some numbers of ranks. `report` holds the last BenchReport.
 
     Args:
-        hostfile: the cluster; None for the one that the notebooks agreed on (`session.current()`).
-        model: a folder, a hub id in the local cache, or "demo"; None for the notebooks' choice.
-        prompt: a text; None for the usual one.
-        prompt_tokens: a made-up prompt of this many tokens instead of a text.
-        max_tokens: how many tokens to generate.
-        ranks: numbers of ranks; None for one and as many as run at once.
-        repeats: measured runs per number of ranks.
-        fast_synch: run with MLX_METAL_FAST_SYNCH=1 (its risk stands in the panel).
-        python: the interpreter on every node; None for the notebooks' choice.
+        hostfile: the cluster; None for the notebooks' choice (`session.current()`).
+        model: as of BenchOptions; None for the notebooks' choice.
+        prompt_tokens: as of BenchOptions; None for a prompt text.
+        ranks: numbers of ranks; None for one and all (of simulated Macs: as many as run at full speed).
+        python: as of BenchOptions; None for the notebooks' choice.
+        choices: first values of the other FIELDS, as of BenchOptions.
     """
 
     def __init__(
@@ -56,97 +48,82 @@ class BenchPanel(StepPanel):
         hostfile: Hostfile | None = None,
         *,
         model: str | os.PathLike[str] | None = None,
-        prompt: str | None = None,
         prompt_tokens: int | None = None,
-        max_tokens: int = 128,
         ranks: Sequence[int] | None = None,
-        repeats: int = 3,
-        fast_synch: bool = False,
         python: str | None = None,
+        **choices: Any,
     ) -> None:
-        with briefly():
+        with without_traceback():
             self.hostfile = hostfile if hostfile is not None else session.current()
+            self.form = Form(
+                BenchOptions,
+                FIELDS,
+                model=str(model or session.read().model or DEMO),
+                prompt_tokens=prompt_tokens or DEFAULT_PROMPT_TOKENS,
+                python=python or session.python_for(self.hostfile),
+                **{"prompt": DEFAULT_PROMPT} | choices,
+            )
         self._simulated = homes.is_rehearsal(self.hostfile)
         self._points: list[dict[str, Any]] = []
         self._commands: list[str] = []
-        chosen = str(model) if model is not None else session.read().model or DEMO
-        self.model = text_box(chosen, "Model", "demo, a folder, or ORG/NAME")
         self.prompt_kind = widgets.Dropdown(
-            options=[("a text", "text"), ("made up, of a length", "length")],
+            options=[("Text", "text"), ("Synthetic", "length")],
             value="text" if prompt_tokens is None else "length",
             description="Prompt",
             style=STYLE,
             layout=widgets.Layout(width="320px"),
         )
-        text = DEFAULT_PROMPT if prompt is None else prompt
-        self.prompt = widgets.Textarea(text, rows=2, description="Text", style=STYLE, layout=wide())
-        self.prompt_tokens = _number(512 if prompt_tokens is None else prompt_tokens, "Prompt tokens")
-        self.max_tokens = _number(max_tokens, "New tokens")
-        self.repeats = _number(repeats, "Runs each")
         self.rank_boxes = self._make_rank_boxes(ranks)
-        self.fast_synch = widgets.Checkbox(
-            fast_synch, description=f"{FAST_SYNCH}=1", indent=False, layout=widgets.Layout(width="auto")
-        )
-        self.python = python_box(python or session.python_for(self.hostfile))
         self.prompt_kind.observe(lambda _: self._show_prompt_kind(), "value")
         self._show_prompt_kind()
+        form = self.form
         super().__init__(
             "Benchmark",
             subtitle=_describe(self.hostfile),
             banner=blocks.rehearsal(homes.NOTE) if self._simulated else "",
             names=[host.name for host in self.hostfile.hosts],
             choices=[
-                self.model,
+                form["model"],
                 self.prompt_kind,
-                self.prompt,
-                self.prompt_tokens,
-                widgets.HBox([self.max_tokens, self.repeats], layout=widgets.Layout(flex_flow="row wrap")),
+                form["prompt"],
+                form["prompt_tokens"],
+                row(form["max_tokens"], form["repeats"]),
                 labelled("Ranks", *self.rank_boxes.values()),
                 hint(self._rank_hint()),
-                labelled("Fast sync", self.fast_synch),
+                labelled("Fast sync", form["fast_synch"]),
                 hint(FAST_SYNCH_RISK),
-                self.python,
+                form["python"],
             ],
         )
 
     def options(self) -> BenchOptions:
-        """What the choices ask for.
+        """The options that are chosen.
 
         Raises:
-            InputError: no number of ranks is chosen.
+            InputError: no number of ranks is chosen, or an option is invalid.
         """
-        ranks = [count for count, box in self.rank_boxes.items() if box.value]
+        ranks = tuple(count for count, box in self.rank_boxes.items() if box.value)
         if not ranks:
-            raise InputError("no number of ranks is chosen", fix="Tick at least one, 1 for the reference.")
-        by_text = self.prompt_kind.value == "text"
-        return BenchOptions(
-            model=self.model.value.strip() or None,
-            prompt=self.prompt.value if by_text else None,
-            prompt_tokens=None if by_text else self.prompt_tokens.value,
-            max_tokens=self.max_tokens.value,
-            ranks=ranks,
-            repeats=self.repeats.value,
-            env={FAST_SYNCH: "1"} if self.fast_synch.value else {},
-            python=self.python.value.strip() or None,
-        )
+            raise InputError("no number of ranks is selected", fix="Select at least one; 1 is the reference.")
+        other = "prompt_tokens" if self.prompt_kind.value == "text" else "prompt"
+        return BenchOptions(**self.form.values() | {other: None, "ranks": ranks})
 
     def prepare(self) -> Callable[[OnEvent], Coroutine[Any, Any, Any]]:
-        """The step with the choices as they stand."""
+        """The step with the present choices."""
         options = self.options()
         self._points, self._commands = [], []
         return lambda on_event: bench_step(self.hostfile, options, on_event=on_event)
 
-    def hear(self, event: Event) -> None:
-        """Fill the table point by point, and keep the commands."""
-        if event.rank != HOST:
-            return
-        if event.kind == "job":
-            self._commands.append(event.data["command"])
-        elif event.kind == "point":
-            self._points.append(dict(event.data))
-            record.add_speedups(self._points)
-        else:
-            return
+    def on_event(self, event: Event) -> None:
+        """Add each point to the table, and keep the commands."""
+        match event.body:
+            case JobStarted(command=command):
+                self._commands.append(command)
+            case PointMeasured(point):
+                self._points.append(dict(point))
+                record.add_speedups(self._points)
+            case _:
+                return
         self.result.value = blocks.page(*self._so_far())
 
     def show(self, report: BenchReport) -> None:
@@ -160,11 +137,11 @@ class BenchPanel(StepPanel):
     def _make_rank_boxes(self, ranks: Sequence[int] | None) -> dict[int, widgets.Checkbox]:
         size = len(self.hostfile)
         ticked = {1, homes.ranks_at_once(size) if self._simulated else size} if ranks is None else set(ranks)
-        with briefly():
+        with without_traceback():
             if not ticked <= set(range(1, size + 1)):
                 raise InputError(
-                    f"ranks are {', '.join(map(str, sorted(ticked)))}, and the hostfile has {size} hosts",
-                    fix=f"Give numbers from 1 to {size}.",
+                    f"requested {', '.join(map(str, sorted(ticked)))} ranks; the hostfile has {size} hosts",
+                    fix=f"Use numbers from 1 to {size}.",
                 )
         return {
             count: widgets.Checkbox(
@@ -176,21 +153,21 @@ class BenchPanel(StepPanel):
     def _rank_hint(self) -> str:
         size = len(self.hostfile)
         if not self._simulated:
-            return "Each number is a run on the first so many Macs. The smallest is the reference."
+            return "Each number is a run on the first Macs of the hostfile. The smallest is the reference."
         at_once = homes.ranks_at_once(size)
         return (
-            f"This machine has cores for {at_once} at full speed; more run too, and share. "
+            f"This machine has cores for {at_once} ranks at full speed; more ranks share them. "
             "The smallest number is the reference for speed-up and parity."
         )
 
     def _show_prompt_kind(self) -> None:
         by_text = self.prompt_kind.value == "text"
-        self.prompt.layout.display = None if by_text else "none"
-        self.prompt_tokens.layout.display = "none" if by_text else None
+        self.form["prompt"].layout.display = None if by_text else "none"
+        self.form["prompt_tokens"].layout.display = "none" if by_text else None
 
 
 async def bench(hostfile: Hostfile | None = None, **choices: Any) -> BenchReport:
-    """Show a BenchPanel with these choices and run it to its end: `report = await bench(ranks=(1, 2))`.
+    """Show a BenchPanel with these choices and run it: `report = await bench(ranks=(1, 2))`.
 
     Raises:
         Stopped: by the panel's Stop, or the kernel's interrupt.
@@ -198,7 +175,7 @@ async def bench(hostfile: Hostfile | None = None, **choices: Any) -> BenchReport
     """
     panel = BenchPanel(hostfile, **choices)
     display(panel)
-    with briefly():
+    with without_traceback():
         panel.start()
     report: BenchReport = await panel.wait()
     return report
@@ -212,32 +189,26 @@ def show(report: BenchReport) -> HTML:
 
 
 def report_blocks(report: BenchReport) -> list[str]:
-    """Table, verdict, figure, text and whereabouts of a report, as HTML."""
-    # here, not above: half a second that only those wait for who have a figure to see
+    """Table, verdict, figure, text and file of a report, as HTML."""
+    # imported here: matplotlib takes half a second
     from jaccl_kernel.report import figures
 
     found = report.record
     parity = Parity(**{key: found["parity"][key] for key in Parity.__dataclass_fields__})
     drawing = figures.svg(figures.bench_figure(found))
     first = found["points"][0]
-    saved = f"The record is {report.path}" if report.path else "The record was not saved."
+    saved = f"Record: {report.path or 'not saved'}"
     return [
         _table(found),
-        *map(_failed, report.failed),
+        *(blocks.error(failed_point(one)) for one in report.failed),
         blocks.verdict(parity.sentence(), VERDICT_STATES[parity.verdict]),
         blocks.figure(drawing, figures.describe(found), figures.INK),
         blocks.folded(
-            f"What it wrote on {first['ranks']} rank{'s' if first['ranks'] != 1 else ''}",
+            f"Generated text on {first['ranks']} rank{'s' if first['ranks'] != 1 else ''}",
             f'<pre class="jk-pre">{blocks.escape(first["text"])}</pre>',
         ),
         blocks.paragraph(saved, quiet=True),
     ]
-
-
-def _failed(one: dict[str, Any]) -> str:
-    cause = one["error"]
-    told = JobError(f"{one['ranks']} ranks: {cause['what']}", where=cause["where"], fix=cause["fix"])
-    return blocks.error(told)
 
 
 def _table(found: dict[str, Any]) -> str:
@@ -248,16 +219,10 @@ def _commands(commands: Sequence[str]) -> str:
     if not commands:
         return ""
     shown = [blocks.to_copy(command, f"Job {number}") for number, command in enumerate(commands, 1)]
-    return blocks.folded("The same by hand: plain mlx.launch", *shown)
+    return blocks.folded("Equivalent mlx.launch commands", *shown)
 
 
 def _describe(hostfile: Hostfile) -> str:
     names = ", ".join(host.name for host in hostfile.hosts)
     where = hostfile.path.name if hostfile.path else "no file"
     return f"{len(hostfile)} host{'s' if len(hostfile) != 1 else ''}: {names} ({where})"
-
-
-def _number(value: int, label: str) -> widgets.BoundedIntText:
-    return widgets.BoundedIntText(
-        value, min=1, max=1_000_000, description=label, style=STYLE, layout=widgets.Layout(width="240px")
-    )

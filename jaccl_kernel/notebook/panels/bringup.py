@@ -1,16 +1,16 @@
-"""What the bring-up panels share: the notebooks' cluster, its banner, and a second action beside Run."""
+"""The base of the bring-up panels: the notebooks' cluster, its banner, and actions beside Run."""
 
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import ipywidgets as widgets
 
-from jaccl_kernel.cluster.hostfile import Hostfile
-from jaccl_kernel.errors import JacclError
+from jaccl_kernel.core.errors import JacclError
+from jaccl_kernel.hostfile.hostfile import Hostfile
 from jaccl_kernel.notebook import session
 from jaccl_kernel.notebook.panels.base import OnEvent, StepPanel
 from jaccl_kernel.notebook.views import blocks
-from jaccl_kernel.notebook.work import briefly
+from jaccl_kernel.notebook.work import without_traceback
 from jaccl_kernel.rehearsal import homes
 from jaccl_kernel.steps.cluster import Cluster
 
@@ -18,7 +18,7 @@ Step = Callable[[OnEvent], Coroutine[Any, Any, Any]]
 
 
 class BringUpPanel(StepPanel):
-    """A step's panel on the notebooks' cluster, which is read afresh for every run.
+    """A step's panel on the notebooks' cluster, whose hostfile is read again for every run.
 
     Args:
         title: the step's name.
@@ -30,12 +30,12 @@ class BringUpPanel(StepPanel):
         self, title: str, hostfile: Hostfile | None = None, *, choices: Sequence[widgets.Widget] = ()
     ) -> None:
         self._given = hostfile
-        with briefly():
+        with without_traceback():
             found = self.hostfile()
         simulated = homes.is_rehearsal(found)
         super().__init__(
             title,
-            subtitle=f"{found.path.name if found.path else 'made-up hostfile'}: "
+            subtitle=f"{found.path.name if found.path else 'built-in rehearsal'}: "
             + ", ".join(host.name for host in found.hosts),
             banner=blocks.rehearsal(homes.NOTE) if simulated else "",
             names=[host.name for host in found.hosts],
@@ -51,11 +51,11 @@ class BringUpPanel(StepPanel):
         return Cluster.of(self.hostfile())
 
     def act(self, step: Step) -> None:
-        """Start another action than Run's; its report comes to `show` too. Told as trouble if it cannot."""
+        """Start another action than Run's. Its report goes to `show` too; an error is shown in the panel."""
         try:
             self._work.start(lambda: self._step(step))
         except JacclError as error:
-            self.trouble.value = blocks.page(blocks.error(error))
+            self.error_view.value = blocks.page(blocks.error(error))
 
     def add_below(self, *more: widgets.Widget) -> None:
         """Put widgets between the result and the log."""
@@ -64,7 +64,7 @@ class BringUpPanel(StepPanel):
 
 
 def card(title: str, state: str, text: str, *inside: str) -> str:
-    """One thing with its light: a line that says it in words and a mark, and what belongs to it."""
+    """One item: its state as a mark and in words, and its details."""
     return f'<div class="jk-card">{blocks.verdict(f"{title}: {text}", state)}{"".join(inside)}</div>'
 
 

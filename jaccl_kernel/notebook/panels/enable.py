@@ -1,18 +1,18 @@
-"""Enable's panel: one light a Mac, why it shines so, and its steps as a checklist that is kept."""
+"""The panel of `enable`: the RDMA state of each Mac, the reasons, and its steps as a saved checklist."""
 
 import ipywidgets as widgets
 
-from jaccl_kernel.cluster.hostfile import Hostfile
+from jaccl_kernel.hostfile.hostfile import Hostfile
 from jaccl_kernel.notebook.panels.bringup import BringUpPanel, Step, card, items
 from jaccl_kernel.notebook.views import blocks
 from jaccl_kernel.steps import checklist
 from jaccl_kernel.steps.enable import MEANING, EnableReport, Light, enable
 
-STATES = {"ready": "good", "off": "bad", "cannot": "bad", "unknown": "none"}
+STATES = {"ready": "good", "off": "bad", "unsupported": "bad", "unknown": "none"}
 
 
 class EnablePanel(BringUpPanel):
-    """Which Macs are ready for RDMA, and what to do at the others. Run again after each visit to a Mac."""
+    """Shows which Macs are ready for RDMA, and the steps for the others. Scan again after each step."""
 
     def __init__(self, hostfile: Hostfile | None = None) -> None:
         self.tasks = widgets.VBox()
@@ -26,7 +26,7 @@ class EnablePanel(BringUpPanel):
         return lambda on_event: enable(cluster, on_event)
 
     def show(self, report: EnableReport) -> None:
-        """The lights, the cables, and the checklists."""
+        """Show the states, the cables and the checklists."""
         self.result.value = blocks.page(*report_blocks(report))
         self.tasks.children = [
             box for light in report.lights if light.tasks for box in _checklist(light, report.rehearsal)
@@ -41,7 +41,7 @@ def report_blocks(report: EnableReport) -> list[str]:
         [link.a, link.b, "?" if link.gbps is None else f"{link.gbps:g}", link.speed, link.seen]
         for link in report.links
     ]
-    columns = ("one end", "other end", "Gb/s", "speed", "seen from")
+    columns = ("Mac", "Mac", "Gb/s", "speed", "detected at")
     return [
         blocks.verdict(text, "good" if report.ok else "bad"),
         *(
@@ -60,12 +60,12 @@ def report_blocks(report: EnableReport) -> list[str]:
 
 
 def _what(light: Light) -> str:
-    macos = f"macOS {light.macos} ({light.build})" if light.macos else "macOS not told"
-    return f"{light.chip or 'chip not told'}, {macos}"
+    macos = f"macOS {light.macos} ({light.build})" if light.macos else "macOS unknown"
+    return f"{light.chip or 'chip unknown'}, {macos}"
 
 
 def _checklist(light: Light, rehearsal: bool) -> list[widgets.Widget]:
-    title = widgets.HTML(blocks.page(blocks.paragraph(f"To do at {light.name}:")))
+    title = widgets.HTML(blocks.page(blocks.paragraph(f"Steps at {light.name}:")))
     boxes = []
     for task in light.tasks:
         box = widgets.Checkbox(task.done, description=task.text, indent=False)

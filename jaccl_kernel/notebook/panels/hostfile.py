@@ -1,31 +1,31 @@
-"""The hostfile's panel: the cabling drawn, cable moves in words, the hostfile that fits, and what changes.
+"""The panel of `hostfile`: the cabling as a diagram, cable changes, the matching hostfile and its changes.
 
-Writing the file, and changing the Macs' network, are clicks of their own, after what they would do was shown.
+Writing the file and changing the Macs' network are separate actions, after their effect is shown.
 """
 
 from pathlib import Path
 
 import ipywidgets as widgets
 
-from jaccl_kernel.cluster.drawing import headline, svg
-from jaccl_kernel.cluster.hostfile import Hostfile
-from jaccl_kernel.errors import InputError, JacclError
+from jaccl_kernel.core.errors import InputError, JacclError
+from jaccl_kernel.hostfile.hostfile import Hostfile
 from jaccl_kernel.notebook import session
 from jaccl_kernel.notebook.panels.base import hint
 from jaccl_kernel.notebook.panels.bringup import BringUpPanel, Step, card, items
 from jaccl_kernel.notebook.views import blocks
 from jaccl_kernel.steps import network
-from jaccl_kernel.steps.configure import ConfigureReport, configure, write
+from jaccl_kernel.steps.hostfile.configure import ConfigureReport, configure, write
+from jaccl_kernel.topology.diagram import headline, svg
 
 SHARED = "rehearsal.json"  # belongs to the project: what is written goes beside it
 
 
 class HostfilePanel(BringUpPanel):
-    """From the Macs as they are cabled to a hostfile. `report` holds the last ConfigureReport."""
+    """Makes the hostfile that matches the cables. `report` holds the last ConfigureReport."""
 
     def __init__(self, hostfile: Hostfile | None = None) -> None:
         self.write_button = widgets.Button(description="Write hostfile", icon="save", disabled=True)
-        self.yes = widgets.Checkbox(False, description="Yes, change these Macs' network", indent=False)
+        self.yes = widgets.Checkbox(False, description="Confirm: change these Macs' network", indent=False)
         self.apply_button = widgets.Button(description="Apply", icon="wrench", disabled=True)
         self.undo_button = widgets.Button(description="Undo network", icon="undo")
         self.written = widgets.HTML()
@@ -38,9 +38,7 @@ class HostfilePanel(BringUpPanel):
         self.add_below(
             widgets.HBox([self.write_button, self.written]),
             widgets.HBox([self.yes, self.apply_button, self.undo_button]),
-            hint(
-                "Network commands run only after a tick, with sudo -n, and leave an undo script on each Mac."
-            ),
+            hint("Network commands run only after confirmation, with sudo -n, and leave an undo script."),
         )
 
     def prepare(self) -> Step:
@@ -50,7 +48,7 @@ class HostfilePanel(BringUpPanel):
         return lambda on_event: configure(cluster, path=path, on_event=on_event)
 
     def write(self) -> Path | None:
-        """Write the proposed hostfile, and use it in all notebooks from now on."""
+        """Write the proposed hostfile; all notebooks use it from now on."""
         if self._found is None or not self._found.ok:
             return None
         try:
@@ -61,14 +59,14 @@ class HostfilePanel(BringUpPanel):
         except JacclError as error:
             self.written.value = blocks.page(blocks.error(error))
             return None
-        kept = f" The old one is kept as {done.written.kept}." if done.written.kept else ""
-        told = f"Wrote {path}. All notebooks use it now.{kept}"
-        self.written.value = blocks.page(blocks.verdict(told, "good"))
+        kept = f" The previous one is kept as {done.written.kept}." if done.written.kept else ""
+        text = f"Wrote {path}. All notebooks use it now.{kept}"
+        self.written.value = blocks.page(blocks.verdict(text, "good"))
         self.write_button.disabled = True
         return path
 
     def apply(self) -> None:
-        """Carry out the network set-up that was shown; refused without the tick."""
+        """Run the network commands that are shown; refused without confirmation."""
         found, agreed = self._found, bool(self.yes.value)
         if found is None or not agreed:
             self._refuse()
@@ -77,7 +75,7 @@ class HostfilePanel(BringUpPanel):
         self.act(lambda on_event: network.apply(cluster, found.network, yes=agreed, on_event=on_event))
 
     def undo(self) -> None:
-        """Take the network set-up back; refused without the tick."""
+        """Undo the network set-up; refused without confirmation."""
         agreed = bool(self.yes.value)
         if not agreed:
             self._refuse()
@@ -86,7 +84,7 @@ class HostfilePanel(BringUpPanel):
         self.act(lambda on_event: network.undo(cluster, yes=agreed, on_event=on_event))
 
     def show(self, report: ConfigureReport | network.ApplyReport | network.UndoReport) -> None:
-        """Whatever the action led to."""
+        """Show the report of any action."""
         if isinstance(report, ConfigureReport):
             self._found = report
             self.write_button.disabled = not report.ok or not report.difference
@@ -99,12 +97,12 @@ class HostfilePanel(BringUpPanel):
         self.result.value = blocks.page(*_changed(report))
 
     def _refuse(self) -> None:
-        error = InputError("no Mac is changed without a yes", fix="Read the commands, then tick the box.")
-        self.trouble.value = blocks.page(blocks.error(error))
+        error = InputError("not confirmed", fix="Read the commands, then tick the box.")
+        self.error_view.value = blocks.page(blocks.error(error))
 
 
 def report_blocks(report: ConfigureReport) -> list[str]:
-    """A report as HTML: drawing, moves, the old file's faults, what changes, what the ports need."""
+    """A report as HTML: diagram, cable changes, problems, hostfile changes, network commands."""
     proposal = report.proposal
     state = "good" if report.ready else "fair" if report.ok else "bad"
     parts = [
@@ -112,25 +110,25 @@ def report_blocks(report: ConfigureReport) -> list[str]:
         f'<div class="jk-figure">{svg(report.wiring)}</div>',
     ]
     if proposal.moves:
-        parts += [blocks.paragraph("Cables to move, the fewest first:"), items(proposal.moves)]
+        parts += [blocks.paragraph("Recommended cable changes:"), items(proposal.moves)]
     if proposal.problems:
         parts.append(blocks.problems(proposal.problems))
     if report.unreadable:
         parts.append(blocks.paragraph(report.unreadable))
     if report.explained:
-        parts += [blocks.paragraph("The hostfile that is there, held against the Macs:")]
+        parts += [blocks.paragraph("Problems in the current hostfile:")]
         parts.append(blocks.problems(report.explained))
     parts.append(items(proposal.notes))
     if report.difference:
         changes = "\n".join(report.difference.lines)
-        parts += [blocks.paragraph("What would change:"), items(report.difference.words)]
-        parts.append(blocks.folded("The change, line by line", blocks.to_copy(changes, str(report.path))))
+        parts += [blocks.paragraph("Changes:"), items(report.difference.sentences)]
+        parts.append(blocks.folded("Changes line by line", blocks.to_copy(changes, str(report.path))))
     elif report.ok:
-        parts.append(blocks.verdict(f"{report.path.name} fits the Macs as they are.", "good"))
+        parts.append(blocks.verdict(f"{report.path.name} matches the cables.", "good"))
     if proposal.findings:
-        parts += [blocks.paragraph("Before a job can run on it:"), blocks.problems(proposal.findings)]
+        parts += [blocks.paragraph("To fix before a job can run:"), blocks.problems(proposal.findings)]
     if report.network.steps:
-        parts.append(blocks.to_copy(report.network.text(), "Network set-up, per Mac, each with its undo"))
+        parts.append(blocks.to_copy(report.network.text(), "Network set-up per Mac, with its undo"))
     return parts
 
 
@@ -142,9 +140,11 @@ def _target(path: Path | None) -> Path | None:
 
 def _changed(report: network.ApplyReport | network.UndoReport) -> list[str]:
     if isinstance(report, network.UndoReport):
-        told = {**report.outcomes, **report.errors}
-        return [card(name, "bad" if name in report.errors else "good", text) for name, text in told.items()]
-    text = f"{len(report.done)} of {len(report.plan.steps)} steps were carried out."
+        results = {**report.outcomes, **report.errors}
+        return [
+            card(name, "bad" if name in report.errors else "good", text) for name, text in results.items()
+        ]
+    text = f"{len(report.done)} of {len(report.plan.steps)} steps done."
     undo = [f"Undo script: {path}" for path in report.undo_files]
     parts = [blocks.verdict(text, "good" if report.ok else "bad"), items(undo)]
     if report.ok:

@@ -1,28 +1,28 @@
-"""The load test's panel: clients, prompts and answers for the server that runs; what its clients felt."""
+"""The panel of the load test: clients, prompts and answers for the running server, and the latencies."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from IPython.display import display
 
+from jaccl_kernel.core.events import Event, PointMeasured
 from jaccl_kernel.notebook import prompting
 from jaccl_kernel.notebook.loadtest import Load, LoadTest
 from jaccl_kernel.notebook.panels.base import OnEvent, StepPanel, hint
 from jaccl_kernel.notebook.panels.sweep import axis, number, numbers, report_blocks, table
 from jaccl_kernel.notebook.prompting import Server
 from jaccl_kernel.notebook.views import blocks
-from jaccl_kernel.notebook.work import briefly
+from jaccl_kernel.notebook.work import without_traceback
 from jaccl_kernel.rehearsal import homes
 from jaccl_kernel.report.record import LoadReport
-from jaccl_kernel.wire import HOST, Event
 
 
 class LoadPanel(StepPanel):
-    """Puts load on a server. `report` holds the last LoadReport, also of a test that was stopped.
+    """Sends load to a server. `report` holds the last LoadReport, also of a stopped test.
 
     Args:
-        at: the server; None for the one that runs when it starts.
-        load: the choices to begin with.
+        at: the server; None for the running one.
+        load: the first values.
     """
 
     def __init__(self, at: Server | None = None, load: Load | None = None) -> None:
@@ -35,16 +35,16 @@ class LoadPanel(StepPanel):
         self.requests = axis((load.requests,), "Requests each")
         super().__init__(
             "Load test",
-            subtitle=at.name if at else "of the server that runs",
+            subtitle=at.name if at else "of the running server",
             choices=[
                 *(self.clients, self.prompts, self.answers, self.requests),
-                hint("Each takes numbers with commas; every combination is tried."),
-                hint("Each client asks again as soon as it has its answer."),
+                hint("Numbers with commas; every combination is measured."),
+                hint("Each client sends its next request when it has an answer."),
             ],
         )  # fmt: skip
 
     def prepare(self) -> Callable[[OnEvent], Coroutine[Any, Any, Any]]:
-        """The test with the choices as they stand."""
+        """The test with the present choices."""
         at = self.at or prompting.server()
         requests = number(self.requests.value, "Requests each")
         load = Load(
@@ -61,9 +61,9 @@ class LoadPanel(StepPanel):
 
         return step
 
-    def hear(self, event: Event) -> None:
-        """Fill the table point by point."""
-        if event.rank == HOST and event.kind == "point" and self._test:
+    def on_event(self, event: Event) -> None:
+        """Add each point to the table."""
+        if isinstance(event.body, PointMeasured) and self._test:
             banner = blocks.rehearsal(homes.NOTE) if self._test.at.rehearsal else ""
             self.result.value = blocks.page(banner, table({"kind": "load", "points": self._test.points}))
 
@@ -82,7 +82,7 @@ async def load(at: Server | None = None, **axes: Any) -> LoadReport:
     """
     panel = LoadPanel(at, Load(**axes))
     display(panel)
-    with briefly():
+    with without_traceback():
         panel.start()
     report: LoadReport = await panel.wait()
     return report

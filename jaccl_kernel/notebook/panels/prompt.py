@@ -1,7 +1,7 @@
-"""The chat: ask the running server or the resident ranks, and watch the answer come.
+"""The chat panel: prompts to the running server or the resident ranks, with streamed answers.
 
-Several conversations, each with a system prompt; settings for the next answer; stop, retry, edit; export.
-What stands here lives as long as the kernel: export what is to stay.
+Several conversations, each with a system prompt; settings for the next answer; stop, retry, edit and export.
+Conversations are lost with the kernel unless they are exported.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from jaccl_kernel.errors import InputError, JacclError
+from jaccl_kernel.core.errors import InputError, JacclError
 from jaccl_kernel.notebook import prompting
 from jaccl_kernel.notebook.answer import Answer
 from jaccl_kernel.notebook.conversation import Conversation, Turn
@@ -20,20 +20,20 @@ from jaccl_kernel.notebook.panels.base import STYLE, html_block, wide
 from jaccl_kernel.notebook.prompting import Source
 from jaccl_kernel.notebook.views import blocks
 from jaccl_kernel.notebook.views.chat import chat
-from jaccl_kernel.notebook.work import Work, briefly
+from jaccl_kernel.notebook.work import Work, without_traceback
 from jaccl_kernel.rehearsal import homes
 
-DRAW_S = 0.1  # between two drawings of an answer that is coming
+DRAW_S = 0.1  # between two redraws of an answer
 
 
 class PromptPanel(widgets.VBox):
     """A chat. `answer` is the last Answer.
 
     Args:
-        at: who is to answer; None for who is there when a question is asked.
+        at: the server or the ranks; None for the running ones when a prompt is sent.
         system: the system prompt of the first conversation.
-        max_tokens, temperature, top_p: the settings to begin with.
-        more: settings of OpenAI's API that have no box here: stop, logit_bias, …
+        max_tokens, temperature, top_p: first values of the settings.
+        more: settings of OpenAI's API without a box here: stop, logit_bias, …
     """
 
     def __init__(
@@ -65,9 +65,9 @@ class PromptPanel(widgets.VBox):
             "", description="Seed", placeholder="none", style=STYLE, layout=widgets.Layout(width="220px")
         )
         self.view = html_block()
-        self.trouble = html_block()
+        self.error_view = html_block()
         self.question = widgets.Textarea(
-            "", rows=3, placeholder="Ask something", description="You", style=STYLE, layout=wide()
+            "", rows=3, placeholder="Your prompt", description="You", style=STYLE, layout=wide()
         )
         self.send_button = widgets.Button(description="Send", icon="paper-plane", button_style="primary")
         self.stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
@@ -85,7 +85,7 @@ class PromptPanel(widgets.VBox):
                 self.system,
                 widgets.HBox([self.max_tokens, self.temperature, self.top_p, self.seed], layout=row),
                 self.view,
-                self.trouble,
+                self.error_view,
                 self.question,
                 widgets.HBox(
                     [
@@ -107,11 +107,11 @@ class PromptPanel(widgets.VBox):
 
     @property
     def conversation(self) -> Conversation:
-        """The one that is shown."""
+        """The conversation that is shown."""
         return self.conversations[self.choice.value or 0]
 
     def settings(self) -> dict[str, Any]:
-        """What the next answer is asked with."""
+        """The settings of the next answer."""
         given: dict[str, Any] = self._more | {
             "max_tokens": self.max_tokens.value,
             "temperature": self.temperature.value,
@@ -122,11 +122,11 @@ class PromptPanel(widgets.VBox):
         return given
 
     def send(self, question: str) -> None:
-        """Ask, and return at once; the answer comes into the panel.
+        """Send a prompt and return at once; the answer is shown in the panel.
 
         Raises:
-            Busy: the last answer is still coming.
-            JacclError: nobody is there to answer, or a setting makes no sense.
+            Busy: the last answer is not complete.
+            JacclError: no server or ranks are running, or a setting is invalid.
         """
         at = self.at or prompting.source()
         settings = self.settings()
@@ -134,59 +134,59 @@ class PromptPanel(widgets.VBox):
         conversation.system = self.system.value
         self._stop.clear()
         turn = Turn(question, settings=settings)
+        banner = blocks.rehearsal(homes.NOTE) if at.rehearsal else ""
 
         async def work() -> Answer:
+            self.error_view.value = self.exported.value = ""
+            self.whom.value = blocks.page(banner, blocks.paragraph(f"Answered by {at.name}", quiet=True))
+            self._busy(True)
             conversation.turns.append(turn)
             self._live = ("", "")
             self._list()
             self._draw()
             return await asyncio.to_thread(
-                at.ask, conversation.messages(), self._hear, self._stop, **settings
+                at.ask, conversation.messages(), self._on_text, self._stop, **settings
             )
 
         self._work.start(work)
-        self.trouble.value = self.exported.value = ""
-        banner = blocks.rehearsal(homes.NOTE) if at.rehearsal else ""
-        self.whom.value = blocks.page(banner, blocks.paragraph(f"Answered by {at.name}", quiet=True))
-        self._busy(True)
 
     async def ask(self, question: str) -> Answer:
-        """Ask from a cell and wait: `await panel.ask("…")`. An interrupt of the cell stops the answer."""
-        with briefly():
+        """Send a prompt from a cell and wait: `await panel.ask("…")`. An interrupt stops the answer."""
+        with without_traceback():
             self.send(question)
         try:
-            with briefly():
+            with without_traceback():
                 return await self._work.wait()
         except asyncio.CancelledError:
             self.stop()
             return await self._work.wait()
 
     def stop(self) -> None:
-        """End the answer that is coming; what came stays."""
+        """Stop the answer; the partial text is kept."""
         self._stop.set()
 
     def retry(self) -> None:
-        """Ask the last question again, with the settings as they stand."""
+        """Send the last question again, with the present settings."""
         if self.conversation.turns and not self._work.running:
             last = self.conversation.turns.pop()
             self.send(last.question)
 
     def edit(self) -> None:
-        """Take the last question back into the box."""
+        """Move the last question back into the box."""
         if self.conversation.turns and not self._work.running:
             self.question.value = self.conversation.turns.pop().question
             self._list()
             self._draw()
 
     def new(self) -> None:
-        """Begin another conversation, under the same system prompt."""
+        """Start another conversation with the same system prompt."""
         if not self._work.running:
             self.conversations.append(Conversation(self.system.value))
             self._list(len(self.conversations) - 1)
             self._draw()
 
     def export(self) -> None:
-        """Offer the conversation to be saved, as Markdown and as JSON."""
+        """Show links to save the conversation as Markdown and JSON."""
         one = self.conversation
         links = [
             _download(f"conversation.{kind}", mime, text)
@@ -214,11 +214,11 @@ class PromptPanel(widgets.VBox):
         try:
             what()
         except JacclError as error:
-            self.trouble.value = blocks.page(blocks.error(error))
+            self.error_view.value = blocks.page(blocks.error(error))
             return False
         return True
 
-    def _hear(self, content: str, reasoning: str) -> None:
+    def _on_text(self, content: str, reasoning: str) -> None:
         text, thought = self._live or ("", "")
         self._live = (text + content, thought + reasoning)
         if time.monotonic() - self._drawn > DRAW_S:
@@ -231,7 +231,7 @@ class PromptPanel(widgets.VBox):
             self.answer = turn.answer = result
         else:
             turn.error = error.what if isinstance(error, JacclError) else f"{type(error).__name__}: {error}"
-            self.trouble.value = blocks.page(blocks.error(error))
+            self.error_view.value = blocks.page(blocks.error(error))
         self._draw()
         self._busy(False)
 
@@ -275,7 +275,9 @@ def _number(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise InputError(f"the seed is {text!r}", fix="Give a whole number, or nothing.") from None
+        raise InputError(
+            f"the seed must be a whole number (got {text!r})", fix="Use a whole number, or leave it empty."
+        ) from None
 
 
 def _download(name: str, mime: str, text: str) -> str:

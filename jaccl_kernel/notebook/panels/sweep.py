@@ -1,4 +1,4 @@
-"""The sweep's panel: a grid of settings, measured on ranks that stay, drawn as it fills."""
+"""The panel of the sweep: a grid of settings, measured on resident ranks, with live results."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
@@ -8,34 +8,34 @@ from typing import Any
 import ipywidgets as widgets
 from IPython.display import HTML, display
 
-from jaccl_kernel.cluster.hostfile import Hostfile
-from jaccl_kernel.errors import InputError
-from jaccl_kernel.jobs.spec import FAST_SYNCH, FAST_SYNCH_RISK
+from jaccl_kernel.core.errors import InputError
+from jaccl_kernel.core.events import Event, PointMeasured
+from jaccl_kernel.core.options import FAST_SYNCH, FAST_SYNCH_RISK
+from jaccl_kernel.hostfile.hostfile import Hostfile
 from jaccl_kernel.models.resolve import DEMO
 from jaccl_kernel.notebook import session
+from jaccl_kernel.notebook.grid import COLLECTIVE_SIZES, Grid
 from jaccl_kernel.notebook.panels.base import OnEvent, hint, labelled, text_box
 from jaccl_kernel.notebook.panels.bringup import BringUpPanel
-from jaccl_kernel.notebook.sweep import COLLECTIVE_SIZES, Grid, Sweep
+from jaccl_kernel.notebook.sweep import Sweep
 from jaccl_kernel.notebook.views import blocks
-from jaccl_kernel.notebook.work import briefly
+from jaccl_kernel.notebook.work import without_traceback
 from jaccl_kernel.rehearsal import homes
-from jaccl_kernel.report import baseline
 from jaccl_kernel.report.record import Report, SweepReport
-from jaccl_kernel.wire import HOST, Event
 
 BACKENDS = {"mesh (jaccl)": "jaccl", "ring (jaccl-ring)": "jaccl-ring", "TCP ring (ring)": "ring"}
 
 
 class SweepPanel(BringUpPanel):
-    """Measures a grid. `report` holds the last SweepReport, also of a sweep that was stopped.
+    """Measures a grid. `report` holds the last SweepReport, also of a stopped sweep.
 
     Args:
         hostfile: another cluster than the notebooks'.
-        grid: the choices to begin with; None for 1 and all ranks (of simulated Macs: as many as run well).
+        grid: the first values; None for 1 and all ranks (of simulated Macs: as many as run at full speed).
     """
 
     def __init__(self, hostfile: Hostfile | None = None, grid: Grid | None = None) -> None:
-        with briefly():
+        with without_traceback():
             found = hostfile if hostfile is not None else session.current()
         size = len(found)
         most = homes.ranks_at_once(size) if homes.is_rehearsal(found) else size
@@ -49,11 +49,13 @@ class SweepPanel(BringUpPanel):
         self.batches = axis(grid.batch, "Batch")
         self.max_tokens = axis((grid.max_tokens,), "New tokens")
         self.repeats = axis((grid.repeats,), "Runs each")
-        self.needles = text_box(_text(grid.needle), "Needle at", "none; or prompt lengths: 2048, 5120, 8192")
+        self.needles = text_box(
+            _text(grid.needle), "Needle at", "None; or prompt lengths, for example 2048, 5120, 8192"
+        )
         self.shardings = _boxes(("tensor", "pipeline"), grid.sharding)
         self.backends = _boxes(BACKENDS, [name for name, one in BACKENDS.items() if one in grid.backends])
         self.fast_synch = _boxes(("off", "on"), ["on" if one else "off" for one in grid.fast_synch])
-        self.collectives = _boxes(("time them first, 64 B to 64 MB, for the group and each pair",), ())
+        self.collectives = _boxes(("Time them first, 64 B to 64 MB, for the group and each pair",), ())
         next(iter(self.collectives.values())).value = bool(grid.collectives)
         super().__init__(
             "Sweep",
@@ -61,22 +63,22 @@ class SweepPanel(BringUpPanel):
             choices=[
                 self.model,
                 *(self.ranks, self.prompts, self.batches, self.max_tokens, self.repeats),
-                hint("Each takes numbers with commas; every combination is measured."),
+                hint("Numbers with commas; every combination is measured."),
                 labelled("Sharding", *self.shardings.values()),
                 labelled("Backend", *self.backends.values()),
-                hint("None ticked: the hostfile's own."),
+                hint("Default: the hostfile's backend."),
                 labelled("Fast sync", *self.fast_synch.values()),
-                hint(f"{FAST_SYNCH}, A against B. {FAST_SYNCH_RISK}"),
+                hint(f"{FAST_SYNCH} off and on. {FAST_SYNCH_RISK}"),
                 labelled("Collectives", *self.collectives.values()),
                 self.needles,
             ],
         )
 
     def grid(self) -> Grid:
-        """What the choices ask for.
+        """The grid that is chosen.
 
         Raises:
-            InputError: a text that is no list of numbers.
+            InputError: a text is not a list of numbers.
         """
         max_tokens, repeats = (number(one.value, one.description) for one in (self.max_tokens, self.repeats))
         model = self.model.value.strip()
@@ -95,7 +97,7 @@ class SweepPanel(BringUpPanel):
         )
 
     def prepare(self) -> Callable[[OnEvent], Coroutine[Any, Any, Any]]:
-        """The sweep with the choices as they stand. A stop keeps what was measured: that is a report too."""
+        """The sweep with the present choices. A stopped sweep has a report too."""
         hostfile, grid = self.hostfile(), self.grid()
         grid.settings(hostfile)
 
@@ -111,9 +113,9 @@ class SweepPanel(BringUpPanel):
 
         return step
 
-    def hear(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """Fill the table point by point."""
-        if event.rank == HOST and event.kind == "point" and self._sweep:
+        if isinstance(event.body, PointMeasured) and self._sweep:
             self.result.value = blocks.page(table({"kind": "sweep", "points": self._sweep.points}))
 
     def show(self, report: SweepReport) -> None:
@@ -129,7 +131,7 @@ async def sweep(hostfile: Hostfile | None = None, **axes: Any) -> SweepReport:
     """
     panel = SweepPanel(hostfile, Grid(**axes))
     display(panel)
-    with briefly():
+    with without_traceback():
         panel.start()
     report: SweepReport = await panel.wait()
     return report
@@ -146,19 +148,14 @@ def compare(one: Report | Path | str, other: Report | Path | str) -> HTML:
     """Two records side by side: the points that both have, and the second's rate over the first's."""
     from jaccl_kernel.report import page, record
 
-    with briefly():
+    with without_traceback():
         found = [
             each.record if isinstance(each, Report) else record.read(Path(each)) for each in (one, other)
         ]
     rows = page.compare(*found)
     if not rows:
-        return HTML(blocks.page(blocks.verdict("They have no setting in common.", "none")))
+        return HTML(blocks.page(blocks.verdict("The records have no setting in common.", "none")))
     return HTML(blocks.page(blocks.table(page.COMPARE_COLUMNS, rows, "Tokens per second")))
-
-
-def accept_cables(report: Report) -> None:
-    """Take this sweep's cables as the baselines that later ones are held against."""
-    baseline.accept(report.record["cables"])
 
 
 def table(found: dict[str, Any]) -> str:
@@ -170,25 +167,25 @@ def table(found: dict[str, Any]) -> str:
 
 
 def report_blocks(report: Report) -> list[str]:
-    """A sweep's or a load test's report as HTML: table, cables, needles, figures, whereabouts."""
-    # here, not above: half a second that only those wait for who have a figure to see
+    """A sweep's or a load test's report as HTML: table, cables, needles, figures and files."""
+    # imported here: matplotlib takes half a second
     from jaccl_kernel.report import figures, page
 
     found = report.record
-    parts = [blocks.stopped("Stopped before its end: what was measured is here.")] if found["stopped"] else []
+    parts = [blocks.stopped("Stopped before the end; measured points only.")] if found["stopped"] else []
     parts += [table(found)] if found["points"] else []
-    parts += [blocks.verdict(told, "bad") for told in page.failures(found)]
+    parts += [blocks.verdict(text, "bad") for text in page.failures(found)]
     states = {"slower": "bad", "first": "none", "as before": "good", "faster": "fair"}
     parts += [blocks.verdict(one["told"], states[one["verdict"]]) for one in found.get("cables", ())]
     if found.get("needles"):
         rows = page.needle_rows(found["needles"])
-        parts.append(blocks.table(page.NEEDLE_COLUMNS, rows, "A number hidden in a long text"))
+        parts.append(blocks.table(page.NEEDLE_COLUMNS, rows, "Number hidden in a long prompt"))
     if found["points"]:
         parts += [
             blocks.paragraph(caption) + blocks.figure(figures.svg(figure), caption, figures.INK)
             for caption, figure in page.figures_of(found)
         ]
-    saved = f"The record is {report.path}; to share: {report.page}" if report.path else "No record was saved."
+    saved = f"Record: {report.path}; page to share: {report.page}" if report.path else "Record: not saved"
     return [*parts, blocks.paragraph(saved, quiet=True)]
 
 
@@ -196,11 +193,11 @@ def numbers(text: str, name: str) -> list[int]:
     """Numbers with commas or spaces between them.
 
     Raises:
-        InputError: something else.
+        InputError: any other text.
     """
     words = text.replace(",", " ").split()
     if not words or not all(word.isascii() and word.isdigit() for word in words):
-        raise InputError(f"{name} is {text!r}", fix="Give numbers with commas, such as 1, 2.")
+        raise InputError(f"{name} must be numbers with commas (got {text!r})", fix="For example: 1, 2.")
     return [int(word) for word in words]
 
 
@@ -208,16 +205,16 @@ def number(text: str, name: str) -> int:
     """One number.
 
     Raises:
-        InputError: something else.
+        InputError: any other text.
     """
     found = numbers(text, name)
     if len(found) > 1:
-        raise InputError(f"{name} is {text!r}", fix="Give one number here.")
+        raise InputError(f"{name} must be one number (got {text!r})", fix="Remove the other numbers.")
     return found[0]
 
 
 def axis(values: Sequence[int], label: str) -> widgets.Text:
-    """A line for one axis of a grid."""
+    """A text box for one axis of a grid."""
     box = text_box(_text(values), label, "numbers with commas")
     box.layout.width = "320px"
     return box

@@ -1,19 +1,18 @@
-"""Verify's panel: the gates in order, each with its proof, its time, and the fix of what keeps it shut."""
+"""The panel of `verify`: the checks in order, each with its proof, time and fix."""
 
-from typing import Any
-
-from jaccl_kernel.cluster.hostfile import Hostfile
+from jaccl_kernel.core.events import Event
+from jaccl_kernel.hostfile.hostfile import Hostfile
 from jaccl_kernel.notebook import session
 from jaccl_kernel.notebook.panels.bringup import BringUpPanel, Step, card, items
 from jaccl_kernel.notebook.views import blocks
-from jaccl_kernel.steps.verify import VerifyReport, verify
-from jaccl_kernel.wire import HOST, Event
+from jaccl_kernel.steps.verify.checks import Check
+from jaccl_kernel.steps.verify.verify import CheckDone, VerifyReport, verify
 
-STATES = {"passed": "good", "failed": "bad", "not tested": "none"}
+STATES = {"ok": "good", "failed": "bad", "not tested": "none"}
 
 
 class VerifyPanel(BringUpPanel):
-    """Every gate from ssh to right sums on the ranks. `report` holds the last VerifyReport.
+    """Runs every check from ssh to correct sums on the ranks. `report` holds the last VerifyReport.
 
     Args:
         hostfile: another cluster than the notebooks'.
@@ -22,21 +21,21 @@ class VerifyPanel(BringUpPanel):
 
     def __init__(self, hostfile: Hostfile | None = None, *, python: str | None = None) -> None:
         self._python = python
-        self._gates: list[dict[str, Any]] = []
+        self._checks: list[Check] = []
         super().__init__("Verify", hostfile)
 
     def prepare(self) -> Step:
-        """All gates."""
+        """All checks."""
         cluster = self.cluster()
         python = self._python or session.python_for(cluster.hostfile)
-        self._gates = []
+        self._checks = []
         return lambda on_event: verify(cluster, python=python, on_event=on_event)
 
-    def hear(self, event: Event) -> None:
-        """Show each gate as it is passed, or not."""
-        if event.rank == HOST and event.kind == "gate":
-            self._gates.append(dict(event.data))
-            self.result.value = blocks.page(*map(gate_block, self._gates))
+    def on_event(self, event: Event) -> None:
+        """Show each check when it is done."""
+        if isinstance(event.body, CheckDone):
+            self._checks.append(event.body.check)
+            self.result.value = blocks.page(*map(check_block, self._checks))
 
     def show(self, report: VerifyReport) -> None:
         """The whole report."""
@@ -45,25 +44,24 @@ class VerifyPanel(BringUpPanel):
 
 def report_blocks(report: VerifyReport) -> list[str]:
     """A report as HTML."""
-    failed = any(gate.verdict == "failed" for gate in report.gates)
+    failed = any(check.verdict == "failed" for check in report.checks)
     state = "good" if report.ok else "bad" if failed else "none"
-    saved = f"The record is {report.path}" if report.path else "The record was not saved."
+    saved = f"Record: {report.path or 'not saved'}"
     return [
         blocks.verdict(report.summary, state),
-        *(gate_block(gate.to_json()) for gate in report.gates),
+        *map(check_block, report.checks),
         items(report.notes),
         blocks.paragraph(saved, quiet=True),
     ]
 
 
-def gate_block(gate: dict[str, Any]) -> str:
-    """One gate, as `Gate.to_json` tells it."""
-    more = [f"{problem['where']}: {problem['message']}" for problem in gate["problems"][1:]]
+def check_block(check: Check) -> str:
+    """One check as HTML."""
     return card(
-        gate["title"],
-        STATES[gate["verdict"]],
-        f"{gate['verdict']} ({gate['seconds']:.1f} s)",
-        blocks.paragraph(gate["proof"], quiet=True),
-        items(more),
-        blocks.paragraph(f"Fix: {gate['fix']}") if gate["fix"] else "",
+        check.title,
+        STATES[check.verdict],
+        f"{check.verdict} ({check.seconds:.1f} s)",
+        blocks.paragraph(check.proof, quiet=True),
+        items([f"{problem.where}: {problem.message}" for problem in check.problems[1:]]),
+        blocks.paragraph(f"Fix: {check.fix}") if check.fix else "",
     )

@@ -1,4 +1,4 @@
-"""What panels are made of: a log, progress, and blocks of HTML. All of it renders offline.
+"""The parts of the panels: a log, progress, and blocks of HTML. All render offline.
 
-Views know nothing of steps or clusters. Their methods may be called from any thread.
+Views contain no steps or clusters. Their methods are safe from any thread.
 """

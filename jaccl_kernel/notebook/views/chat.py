@@ -1,4 +1,4 @@
-"""A conversation as HTML: questions, answers in Markdown, figures under each. Pure."""
+"""A conversation as HTML: questions, and answers in Markdown with their figures. Pure."""
 
 from collections.abc import Sequence
 
@@ -7,17 +7,17 @@ from markdown_it import MarkdownIt
 from jaccl_kernel.notebook.conversation import Turn
 from jaccl_kernel.notebook.views import blocks
 
-# a model's HTML is text here, its images are links that are not drawn: nothing it says leaves the machine
+# a model's HTML is shown as text and its images are not loaded: no answer causes a network request
 _MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
 
 
 def chat(turns: Sequence[Turn], live: tuple[str, str] | None = None) -> str:
-    """The turns; `live` is what has come so far of the last one's answer: (text, reasoning)."""
+    """The turns; `live` is (text, reasoning) of the last answer so far."""
     return "".join(_turn(turn, live if turn is turns[-1] else None) for turn in turns)
 
 
 def markdown(text: str) -> str:
-    """A model's Markdown as HTML that runs nothing and loads nothing."""
+    """A model's Markdown as HTML without scripts and external content."""
     return str(_MARKDOWN.render(text))
 
 

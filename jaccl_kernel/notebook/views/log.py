@@ -1,7 +1,7 @@
 """A live log of many sources, drawn by static/log.js.
 
-Lines go to the browser as messages, not as a growing trait (which would send all text again for each line), a
-few times a second at the most. The last ones are kept here, for a page that is opened or reloaded later.
+Lines are sent to the browser as messages, at most a few times per second; a growing trait would send all text
+again for each line. The last lines are kept here, for a page that is opened or reloaded later.
 """
 
 import threading
@@ -11,22 +11,22 @@ from typing import Any
 import anywidget
 import traitlets
 
+from jaccl_kernel.core.events import Event, Exited, JobStarted, Joined, Line, RankError, Stage
 from jaccl_kernel.notebook.views.blocks import STATIC
-from jaccl_kernel.wire import HOST, Event
 
 KEPT_LINES = 2000  # here and in the browser
 FLUSH_S = 0.1
-LINE_LIMIT = 4000  # characters: one endless line must not stall the page
+LINE_LIMIT = 4000  # characters: a very long line must not block the page
 
-Line = tuple[str, str]  # source, text
+LogLine = tuple[str, str]  # source, text
 
 
 class LogView(anywidget.AnyWidget):
-    """Lines of text, each with its source; the reader can choose one source.
+    """Lines of text with their sources; the reader can select a source.
 
     Args:
         label: the log's title.
-        kept: how many lines to keep.
+        kept: number of lines to keep.
     """
 
     _esm = STATIC / "log.js"
@@ -35,16 +35,16 @@ class LogView(anywidget.AnyWidget):
     kept = traitlets.Int(KEPT_LINES).tag(sync=True)
 
     def __init__(self, label: str = "Log", kept: int = KEPT_LINES, **traits: Any) -> None:
-        self._lines: deque[Line] = deque(maxlen=kept)
-        self._pending: deque[Line] = deque(maxlen=kept)  # a flood pushes its own oldest lines out
+        self._lines: deque[LogLine] = deque(maxlen=kept)
+        self._pending: deque[LogLine] = deque(maxlen=kept)  # drops the oldest lines if there are too many
         self._flush_timer: threading.Timer | None = None
         self._lines_lock = threading.Lock()
         super().__init__(label=label, kept=kept, **traits)
-        self.on_msg(self._hear_page)
+        self.on_msg(self._handle_message)
 
     @property
-    def lines(self) -> list[Line]:
-        """The lines that are kept, oldest first."""
+    def lines(self) -> list[LogLine]:
+        """The kept lines, oldest first."""
         with self._lines_lock:
             return list(self._lines)
 
@@ -61,40 +61,40 @@ class LogView(anywidget.AnyWidget):
                 self._flush_timer.start()
 
     def clear(self) -> None:
-        """Forget all lines."""
+        """Remove all lines."""
         with self._lines_lock:
             self._lines.clear()
             self._pending.clear()
             self.send({"type": "replay", "lines": []})
 
     def flush(self) -> None:
-        """Send what has not been sent yet."""
+        """Send the pending lines."""
         with self._lines_lock:
             self._flush_timer = None
             if self._pending:
                 self.send({"type": "lines", "lines": list(self._pending)})
                 self._pending.clear()
 
-    def _hear_page(self, _: Any, message: Any, __: Any) -> None:
+    def _handle_message(self, _: Any, message: Any, __: Any) -> None:
         if isinstance(message, dict) and message.get("type") == "ready":
-            with self._lines_lock:  # so that no line falls between the replay and what follows it
+            with self._lines_lock:  # so that no line is lost between the replay and the next lines
                 self.send({"type": "replay", "lines": list(self._lines)})
                 self._pending.clear()
 
 
 def describe(event: Event) -> str:
-    """An event as a line for the log, or "" for one that is not worth a line."""
-    data = event.data
-    if event.kind == "line":
-        return str(data["text"])
-    if event.kind == "stage" and not data.get("fraction"):  # the beginning of a stage, not its every percent
-        return f"[{data['name']}] {data.get('text') or ''}".rstrip()
-    if event.kind == "job" and event.rank == HOST:
-        return f"[job] {data['id']}, logs in {data['folder']}"
-    if event.kind == "joined":
-        return f"[joined] a group of {data.get('size', '?')}"
-    if event.kind == "error":
-        return f"[error] {data.get('type', 'Error')} at {data.get('stage', '?')}: {data.get('message', '')}"
-    if event.kind == "exit" and data.get("returncode"):
-        return f"[exit] status {data['returncode']}"
+    """An event as a line of the log, or "" if it is not shown."""
+    match event.body:
+        case Line(text):
+            return text
+        case Stage(name, text, fraction) if not fraction:  # the start of a stage, not each percent of it
+            return f"[{name}] {text}".rstrip()
+        case JobStarted(job_id, folder):
+            return f"[job] {job_id}, logs in {folder}"
+        case Joined(size):
+            return f"[joined] a group of {size}"
+        case RankError() as error:
+            return f"[error] {error.type} at {error.stage or '?'}: {error.message}"
+        case Exited(returncode) if returncode:
+            return f"[exit] status {returncode}"
     return ""

@@ -1,4 +1,4 @@
-"""Where a run is: its stages with their times, and a line for each rank. Drawn by static/progress.js."""
+"""The progress of a run: its stages with times, and a line for each rank. Drawn by static/progress.js."""
 
 import threading
 import time
@@ -8,17 +8,17 @@ from typing import Any
 import anywidget
 import traitlets
 
+from jaccl_kernel.core.events import Event
 from jaccl_kernel.notebook.views.blocks import STATIC
 from jaccl_kernel.notebook.views.timeline import State, Timeline
-from jaccl_kernel.wire import Event
 
 
 class ProgressView(anywidget.AnyWidget):
-    """Shows a `Timeline`. Elapsed time ticks in the browser: nothing is sent while nothing happens.
+    """Shows a `Timeline`. The browser counts elapsed time: without events, nothing is sent.
 
     Args:
         names: the nodes' names, by rank.
-        label: what is in progress, for those who hear the page instead of seeing it.
+        label: the name of the progress, for screen readers.
     """
 
     _esm = STATIC / "progress.js"
@@ -32,19 +32,19 @@ class ProgressView(anywidget.AnyWidget):
         super().__init__(label=label, snapshot=self._timeline.snapshot(time.time()), **traits)
 
     def begin(self) -> None:
-        """A run starts."""
+        """Start a run."""
         with self._timeline_lock:
             self._timeline.begin(time.time())
             self._show()
 
-    def hear(self, event: Event) -> None:
-        """Take an event of the run in."""
+    def handle(self, event: Event) -> None:
+        """Handle an event of the run."""
         with self._timeline_lock:
-            if self._timeline.hear(event):
+            if self._timeline.handle(event):
                 self._show()
 
     def end(self, state: State) -> None:
-        """The run has ended as "done", "failed" or "stopped"."""
+        """End the run as "done", "failed" or "stopped"."""
         with self._timeline_lock:
             self._timeline.end(state, time.time())
             self._show()

@@ -1,0 +1,146 @@
+"""The output of `POST /v1/responses`: items and events from the engine's chunks.
+
+`encrypted_content` of a reasoning item is the reasoning in base64, without encryption: a client that keeps no
+state returns it, and the model's template receives the reasoning again.
+"""
+
+import base64
+import json
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from jaccl_kernel.api.adapter import Event
+from jaccl_kernel.inference.request import Chunk, Finish, Reasoning, Text, ToolCall, ToolCalls, Usage
+
+
+class Output:
+    """The output items of a response, and the events that report them.
+
+    Args:
+        custom: names of the custom tools, whose input is a text.
+        encrypted: whether reasoning items have `encrypted_content`.
+
+    Attributes:
+        items: the complete items.
+        finish: the last chunk, once it has arrived.
+    """
+
+    def __init__(self, *, custom: set[Any], encrypted: bool) -> None:
+        self._custom = custom
+        self._encrypted = encrypted
+        self._open: dict[str, Any] | None = None
+        self.items: list[dict[str, Any]] = []  # finished ones
+        self.finish: Finish | None = None
+
+    def add(self, chunk: Chunk, logprobs: list[dict[str, Any]]) -> Iterator[Event]:
+        """Add a chunk. Yields its events."""
+        match chunk:
+            case Reasoning():
+                yield from self._grow("reasoning", chunk.text, [])
+            case Text():
+                yield from self._grow("message", chunk.text, logprobs)
+            case ToolCalls():
+                for call in chunk.calls:
+                    yield from self._call(call)
+            case Finish():
+                yield from self._close("incomplete" if chunk.reason == "length" else "completed")
+                self.finish = chunk
+
+    def _grow(self, kind: str, text: str, logprobs: list[dict[str, Any]]) -> Iterator[Event]:
+        """Add text to the open item, or open one."""
+        if not text:
+            return
+        if self._open is None or self._open["type"] != kind:
+            yield from self._close("completed")
+            yield from self._begin(kind)
+        assert self._open
+        part = self._open["content"][0]
+        part["text"] += text
+        event = {"delta": text, **self._place()}
+        if kind == "message":
+            part["logprobs"] += logprobs
+            event |= {"type": "response.output_text.delta", "logprobs": logprobs}
+        else:
+            event["type"] = "response.reasoning_text.delta"
+        yield event
+
+    def _begin(self, kind: str) -> Iterator[Event]:
+        item: dict[str, Any]
+        if kind == "message":
+            item = {
+                "id": f"msg_{uuid.uuid4().hex}",
+                "type": kind,
+                "status": "in_progress",
+                "role": "assistant",
+            }
+            part: dict[str, Any] = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+        else:
+            item = {"id": f"rs_{uuid.uuid4().hex}", "type": kind, "status": "in_progress", "summary": []}
+            part = {"type": "reasoning_text", "text": ""}
+        yield self._added({**item, "content": []})
+        self._open = {**item, "content": [part]}
+        yield {"type": "response.content_part.added", **self._place(), "part": dict(part)}
+
+    def _close(self, status: str) -> Iterator[Event]:
+        """Close the open item."""
+        item, self._open = self._open, None
+        if item is None:
+            return
+        item["status"] = status
+        [part] = item["content"]
+        place = {"item_id": item["id"], "output_index": len(self.items), "content_index": 0}
+        if item["type"] == "message":
+            done = {"type": "response.output_text.done", "text": part["text"], "logprobs": part["logprobs"]}
+        else:
+            done = {"type": "response.reasoning_text.done", "text": part["text"]}
+            if self._encrypted:
+                item["encrypted_content"] = base64.b64encode(part["text"].encode()).decode()
+        yield {**done, **place}
+        yield {"type": "response.content_part.done", **place, "part": part}
+        yield self._done(item)
+
+    def _call(self, call: ToolCall) -> Iterator[Event]:
+        yield from self._close("completed")
+        custom = call.name in self._custom
+        kind, prefix = ("custom_tool_call", "ctc") if custom else ("function_call", "fc")
+        name, text = ("input", _custom_input(call)) if custom else ("arguments", call.arguments)
+        item = {"id": f"{prefix}_{uuid.uuid4().hex}", "type": kind, "call_id": call.id, "name": call.name}
+        yield self._added({**item, "status": "in_progress", name: ""})
+        place = {"item_id": item["id"], "output_index": len(self.items)}
+        event = "response.custom_tool_call_input" if custom else "response.function_call_arguments"
+        yield {"type": f"{event}.delta", **place, "delta": text}
+        yield {"type": f"{event}.done", **place, "name": call.name, name: text}
+        yield self._done({**item, "status": "completed", name: text})
+
+    def _added(self, item: dict[str, Any]) -> Event:
+        return {"type": "response.output_item.added", "output_index": len(self.items), "item": item}
+
+    def _done(self, item: dict[str, Any]) -> Event:
+        self.items.append(item)
+        return {"type": "response.output_item.done", "output_index": len(self.items) - 1, "item": item}
+
+    def _place(self) -> dict[str, Any]:
+        assert self._open
+        return {"item_id": self._open["id"], "output_index": len(self.items), "content_index": 0}
+
+
+def _custom_input(call: ToolCall) -> str:
+    """Return the input of a custom tool's call."""
+    try:
+        given = json.loads(call.arguments)
+    except ValueError:
+        return call.arguments
+    text = given.get("input") if isinstance(given, dict) else None
+    return text if isinstance(text, str) else call.arguments
+
+
+def usage_of(usage: Usage) -> dict[str, Any]:
+    """Return `usage` of the response."""
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "output_tokens": usage.generated_tokens,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "total_tokens": usage.prompt_tokens + usage.generated_tokens,
+    }

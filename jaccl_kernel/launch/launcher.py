@@ -1,0 +1,261 @@
+"""The child process that runs mlx.launch with its defects fixed: `python -m jaccl_kernel.launch.launcher …`.
+
+It uses mlx.launch's own argument parsing, environment and launch scripts, and replaces only its I/O loop
+(`_launch_with_io` of mlx 0.32.4), which busy-waits on a core, exits 0 when ranks fail, loses the last lines
+and leaves orphan processes. tests/launch/test_launcher_contract.py fails when upstream changes.
+
+It exchanges the lines of `records.py` with its parent. EOF on stdin, SIGINT, SIGTERM or SIGHUP stop the job:
+the launcher closes the ranks' stdin, which makes each rank exit, and kills the ranks that remain. It does not
+decode events; the parent decides when a job ends.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlx._distributed_utils import launch as upstream
+
+from jaccl_kernel.core import events
+from jaccl_kernel.launch.records import RECORDS, Deliver, Ended, EndJob, Output, PidFile, Record, Started
+from jaccl_kernel.nodes import ssh
+
+GRACE_S = 1.0  # between closing a rank's stdin and killing it
+REMOTE_KILL_S = 5.0
+# After a rank has exited, reading continues while lines arrive; a child of it may hold the pipes open.
+DRAIN_S = 2.0  # without a line, reading ends
+DRAINS = 4  # times DRAIN_S, in any case: the exit is reported in time
+LINE_LIMIT = 1 << 16  # bytes; a longer output line is split, an event is not
+MARK = events.MARK.encode("ascii")
+STARTED = "@@jaccl-started"  # stdout before this line comes from the remote login shell
+RANK_ENV = "JACCL_KERNEL_RANK_ENV"
+
+
+class _Streams(asyncio.subprocess.SubprocessStreamProtocol):
+    """A process's pipes, and its exit: asyncio's own `wait` reports it only once the pipes are closed."""
+
+    def __init__(self) -> None:
+        super().__init__(LINE_LIMIT, asyncio.get_running_loop())
+        self.exited = asyncio.Event()
+
+    def process_exited(self) -> None:
+        """Called by asyncio."""
+        self.exited.set()
+        super().process_exited()
+
+
+class Rank:
+    """One rank's process: bash on this machine, or ssh to another; upstream's launch script in either."""
+
+    def __init__(self, number: int, host: str, script: str, env: Mapping[str, str]) -> None:
+        self.number = number
+        self.host = host
+        self.local = host == "127.0.0.1"
+        script = f"printf '%s\\n' {STARTED}; {script}"
+        # /bin/bash explicitly: upstream's script needs bash, and the remote login shell may be another
+        command = ("/bin/bash", "-c", script)
+        # the outer remote shell reports the exit status of a killed command; ssh itself reports only 255
+        remote_command = ("/bin/sh", "-c", '"$@"; exit $?', "sh", *command)
+        self._argv = command if self.local else _over_ssh(host, remote_command)
+        self._env = {**os.environ, **env} if self.local else dict(os.environ)
+        self._pidfile: str | None = None
+        self._lines = 0  # relayed so far
+        self._process: asyncio.subprocess.Process
+        self._exited: asyncio.Event
+
+    async def start(self) -> None:
+        """Start the process in its own session, so that the whole process group can be killed."""
+        loop = asyncio.get_running_loop()
+        transport, protocol = await loop.subprocess_exec(
+            _Streams, *self._argv, env=self._env, start_new_session=True
+        )
+        self._exited = protocol.exited
+        self._process = asyncio.subprocess.Process(transport, protocol, loop)
+        await send_record(Started(self.number, self._process.pid if self.local else None))
+
+    async def relay_output(self) -> int:
+        """Relay all output until the process exits, then report and return its exit status."""
+        assert self._process.stdout
+        assert self._process.stderr
+        pumps = [
+            asyncio.create_task(self._pump(self._process.stdout, "out")),
+            asyncio.create_task(self._pump(self._process.stderr, "err")),
+        ]
+        await self._exited.wait()
+        returncode = self._process.returncode
+        assert returncode is not None
+        late, lines = set(pumps), -1
+        for _ in range(DRAINS):
+            if not late or lines == self._lines:
+                break
+            lines = self._lines
+            _, late = await asyncio.wait(late, timeout=DRAIN_S)
+        for pump in late:
+            pump.cancel()
+        if self.local and self._pidfile:
+            with contextlib.suppress(OSError):
+                os.unlink(self._pidfile)  # noqa: PTH108
+        await send_record(Ended(self.number, returncode))
+        return returncode
+
+    def write(self, lines: Sequence[str]) -> None:
+        """Write lines to the rank's stdin, unless that is closed."""
+        stdin = self._process.stdin
+        if stdin and not stdin.is_closing():
+            stdin.write("".join(f"{line}\n" for line in lines).encode())
+
+    async def end(self, grace: float) -> None:
+        """Close the rank's stdin, wait `grace` seconds, then kill its process group."""
+        if self._process.returncode is not None:
+            return
+        if self._process.stdin:
+            self._process.stdin.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                await self._exited.wait()
+            return
+        if not self.local and self._pidfile:
+            with contextlib.suppress(TimeoutError, OSError):
+                async with asyncio.timeout(REMOTE_KILL_S):
+                    await self._kill_remote(self._pidfile)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    async def _kill_remote(self, pidfile: str) -> None:
+        script = f"kill -9 $(cat {shlex.quote(pidfile)}); rm -f {shlex.quote(pidfile)}"
+        killer = await asyncio.create_subprocess_exec(
+            *_over_ssh(self.host, ("/bin/sh", "-c", script)),
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            await killer.wait()
+        finally:
+            if killer.returncode is None:
+                killer.kill()
+                await killer.wait()
+
+    async def _pump(self, stream: asyncio.StreamReader, name: str) -> None:
+        unfinished = bytearray()
+        while data := await stream.read(LINE_LIMIT):
+            *ends, rest = data.split(b"\n")
+            for end in ends:
+                await self._line(name, bytes(unfinished + end))
+                unfinished.clear()
+            unfinished += rest
+            if len(unfinished) > (events.EVENT_LIMIT if MARK in unfinished else LINE_LIMIT):
+                await self._line(name, bytes(unfinished))
+                unfinished.clear()
+        if unfinished:
+            await self._line(name, bytes(unfinished))
+
+    async def _line(self, stream: str, raw: bytes) -> None:
+        self._lines += 1
+        text = raw.decode("utf-8", errors="replace").rstrip("\r")
+        if stream == "out" and self._pidfile is None:
+            # stdout begins with STARTED, then upstream's script prints the path of its pid file
+            if text == STARTED:
+                self._pidfile = ""
+                return
+        elif stream == "out" and self._pidfile == "":
+            self._pidfile = text
+            await send_record(PidFile(self.number, text))
+            return
+        await send_record(Output(self.number, stream, text))
+
+
+def _over_ssh(host: str, argv: Sequence[str]) -> tuple[str, ...]:
+    """The ssh command line that runs `argv` on another node, without a tty (upstream requests one).
+
+    A tty merges stderr into stdout and hides EOF on stdin from the rank.
+    """
+    return (*ssh.command(), "--", host, ssh.command_line(argv))
+
+
+async def send_record(record: Record) -> None:
+    """Write one line to the parent; wait while its pipe is full."""
+    if _parent.is_closing():
+        return
+    _parent.write(RECORDS.dumps(record).encode("ascii") + b"\n")
+    with contextlib.suppress(ConnectionError):  # the parent has exited; EOF on stdin stops the job
+        await _parent.drain()
+
+
+_parent: asyncio.StreamWriter
+
+
+async def _open_pipes() -> asyncio.StreamReader:
+    """Return stdin as a reader and set `_parent` to a writer on stdout."""
+    global _parent
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=1 << 26)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, sys.stdout)
+    _parent = asyncio.StreamWriter(transport, protocol, None, loop)
+    return reader
+
+
+async def _handle_orders(reader: asyncio.StreamReader, ranks: list[Rank]) -> float:
+    """Handle the parent's lines until one ends the job or stdin reaches EOF; returns the grace period."""
+    while line := await reader.readline():
+        match RECORDS.loads(line):
+            case EndJob(grace):
+                return grace
+            case Deliver(to, lines):
+                for rank in ranks:
+                    if to in (None, rank.number):
+                        rank.write(lines)
+    return GRACE_S
+
+
+async def supervise(ranks: list[Rank]) -> int:
+    """Start the ranks and relay until all have exited or the job is stopped; 0 if every rank exited 0."""
+    loop = asyncio.get_running_loop()
+    reader = await _open_pipes()
+    stop_requested = asyncio.Event()
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(signum, stop_requested.set)
+    for rank in ranks:
+        await rank.start()
+    relays = asyncio.gather(*(rank.relay_output() for rank in ranks))
+    orders = asyncio.create_task(_handle_orders(reader, ranks))
+    signalled = asyncio.create_task(stop_requested.wait())
+    ends: set[asyncio.Future[Any]] = {relays, orders, signalled}
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    if not relays.done():
+        grace = orders.result() if orders.done() and not orders.exception() else GRACE_S
+        await asyncio.gather(*(rank.end(grace) for rank in ranks))
+    returncodes = await relays
+    signalled.cancel()
+    orders.cancel()
+    return next((code for code in returncodes if code), 0)
+
+
+def launch_with_io(command_class: Any, arguments: list[Any], verbose: bool) -> None:
+    """Replace upstream's `_launch_with_io`: same arguments, but exit with the job's actual status."""
+    del command_class, verbose
+    extra = json.loads(os.environ.pop(RANK_ENV, "[]"))
+    ranks = []
+    for positional, _ in arguments:
+        number, host, python, cwd, files, env, command = positional
+        # is_local=True omits `stty -echo`, which needs a tty
+        script = upstream.RemoteProcess.make_launch_script(number, python, cwd, files, env, command, True)
+        ranks.append(Rank(number, host, script, extra[number] if extra else {}))
+    returncode = asyncio.run(supervise(ranks))
+    sys.stdout = None  # the event loop has closed its pipe
+    sys.exit(returncode if returncode >= 0 else 128 - returncode)
+
+
+def main() -> None:
+    """Run mlx.launch with the replaced I/O loop."""
+    upstream._launch_with_io = launch_with_io
+    upstream.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Environment: the same working Python on every node: check, plan, apply."""

@@ -1,0 +1,1 @@
+"""Hostfile: derive a hostfile from the facts of the Macs."""

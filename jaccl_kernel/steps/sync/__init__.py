@@ -1,0 +1,1 @@
+"""Sync: one complete, identical copy of a model on every node."""
