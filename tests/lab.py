@@ -16,7 +16,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -246,9 +246,28 @@ class NotebookPage:
 
     def wait_enabled(self, name: str) -> None:
         """Wait until the button of this name can be pressed."""
-        from playwright.sync_api import expect
+        self.until(lambda: self.button(name).is_enabled(), f"{name} is enabled")
 
-        expect(self.button(name)).to_be_enabled(timeout=PAGE_DEADLINE_MS)
+    def wait_disabled(self, name: str) -> None:
+        """Wait until the button of this name can't be pressed."""
+        self.until(lambda: self.button(name).is_disabled(), f"{name} is disabled")
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait until a condition holds: the page shows what the kernel said only some time after it.
+
+        To assert at once what the page shows is a race, and so is to wait for what an earlier run shows.
+        """
+        end = time.monotonic() + PAGE_DEADLINE_MS / 1000
+        while not condition():
+            assert time.monotonic() < end, (
+                f"not in {PAGE_DEADLINE_MS // 1000} s: {what}\n{self.outputs()[-3000:]}"
+            )
+            self.page.wait_for_timeout(50)  # until the condition holds, at the most until the deadline
+
+    def wait_outputs(self, *texts: str) -> None:
+        """Wait until the outputs contain all of these texts."""
+        for text in texts:
+            self.until(lambda text=text: text in self.outputs(), f"the outputs contain {text!r}")  # type: ignore[misc]
 
     def wait_for(self, text: str, deadline_s: float = 240.0) -> None:
         """Wait until an output shows this text."""

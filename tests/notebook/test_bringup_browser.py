@@ -21,23 +21,23 @@ def clone(clone: Path) -> Path:
     return clone
 
 
-def walk(browser: Any, lab: Lab, name: str) -> NotebookPage:
-    """Open a notebook, run all of it, and see that nothing was asked of another machine."""
+def walk(browser: Any, lab: Lab, name: str, *expected: str) -> NotebookPage:
+    """Open a notebook, run all of it, and see these texts, and that nothing was asked of another machine."""
     notebook = NotebookPage.open(browser, lab, f"notebooks/{name}.ipynb", height=3600)
     notebook.run_all()
     notebook.wait_idle()
+    notebook.wait_outputs(*expected)
     assert "Traceback" not in notebook.outputs()
     assert notebook.outsiders() == []
     return notebook
 
 
 def test_the_path_is_walked_from_enable_to_sync_on_healthy_macs(lab: Lab, browser: Any) -> None:
-    assert "3 of 3 Macs are ready for RDMA" in walk(browser, lab, "01_enable").outputs()
-    hostfile = walk(browser, lab, "03_hostfile")
-    assert "All notebooks use it now" in hostfile.outputs()
-    assert hostfile.page.locator(".jp-OutputArea-output svg").count() > 0
-    assert "checks are ok" in walk(browser, lab, "02_verify").outputs()
-    assert "3 of 3 nodes have a complete copy, checksums match" in walk(browser, lab, "04_sync").outputs()
+    walk(browser, lab, "01_enable", "3 of 3 Macs are ready for RDMA")
+    hostfile = walk(browser, lab, "03_hostfile", "All notebooks use it now")
+    hostfile.page.locator(".jp-OutputArea-output svg").first.wait_for()
+    walk(browser, lab, "02_verify", "checks are ok")
+    walk(browser, lab, "04_sync", "3 of 3 nodes have a complete copy, checksums match")
 
 
 def test_faults_set_at_the_start_are_diagnosed_where_they_belong(
@@ -52,7 +52,5 @@ def test_faults_set_at_the_start_are_diagnosed_where_they_belong(
     start.wait_for("rehearsal.local.json")
     chosen = json.loads((tmp_path / "clone" / "hostfiles" / "rehearsal.local.json").read_text())
     assert chosen["rehearsal"]["faults"] == ["rdma-off:2", "missing-cable:1-3"]
-    enable = walk(browser, lab, "01_enable").outputs()
-    assert "2 of 3 Macs are ready for RDMA" in enable
-    assert "rdma_ctl enable" in enable
-    assert "cable" in walk(browser, lab, "03_hostfile").outputs()
+    walk(browser, lab, "01_enable", "2 of 3 Macs are ready for RDMA", "rdma_ctl enable")
+    walk(browser, lab, "03_hostfile", "cable")

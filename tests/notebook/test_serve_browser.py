@@ -26,15 +26,9 @@ def test_start_try_restart_the_kernel_find_it_again_and_end(lab: Lab, browser: A
     notebook.wait_for("ready: serving")
     notebook.button("POST chat").click()
     notebook.wait_for('"object": "chat.completion"')
-    shown = notebook.outputs()
-    for words in (
-        "REHEARSAL",
-        "Base URL for clients",
-        "running, 0 waiting",
-        "mac2",
-        "curl -s http://127.0.0.1",
-    ):
-        assert words in shown
+    notebook.wait_outputs(
+        "REHEARSAL", "Base URL for clients", "running, 0 waiting", "mac2", "curl -s http://127.0.0.1"
+    )
     notebook.keep("06_serve")
     [kernel] = lab.kernels()
     request = urllib.request.Request(
@@ -49,7 +43,7 @@ def test_start_try_restart_the_kernel_find_it_again_and_end(lab: Lab, browser: A
     notebook.button("POST chat").wait_for(state="detached")
     notebook.run_cell(0)
     notebook.wait_for("ready: serving")
-    assert notebook.button("Start").is_disabled()
+    notebook.wait_disabled("Start")
     [found] = find_running()
     assert found.id == running.id
     notebook.button("Stop server").click()

@@ -145,11 +145,11 @@ class StepPanel(widgets.VBox):
             self.error_view.value = blocks.page(blocks.error(error))
 
     async def _step(self, step: Callable[[OnEvent], Coroutine[Any, Any, Any]]) -> Any:
-        self._set_running(True)
         self.report = None
         self.error_view.value = self.result.value = ""
         self.log_view.clear()
         self.progress_view.begin()
+        self._set_running(True)  # last: a panel that shows it is running shows nothing of an earlier run
         return await step(self._handle)
 
     def _handle(self, event: Event) -> None:
