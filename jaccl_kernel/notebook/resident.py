@@ -105,8 +105,7 @@ class Ranks:
         chosen = hostfile or session.current()
         chosen = chosen if isinstance(chosen, Hostfile) else Hostfile.read(chosen)
         size = len(chosen)
-        simulated = homes.is_rehearsal(chosen)
-        wanted = count or (homes.ranks_at_once(size) if simulated else size)
+        wanted = count or homes.usual_ranks(chosen)
         if not 1 <= wanted <= size:
             what = f"requested {wanted} ranks, but the hostfile has {size} hosts"
             raise InputError(what, fix=f"Use 1 to {size}.")

@@ -4,7 +4,11 @@ It is in the cache folder. Without a choice, the notebooks use the rehearsal.
 """
 
 import json
+import logging
 import os
+import threading
+import weakref
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -14,6 +18,11 @@ from jaccl_kernel.hostfile.hostfile import Hostfile
 from jaccl_kernel.rehearsal import homes
 
 REHEARSAL_MACS = 4
+FOLLOW_S = 0.5  # between two looks at the files
+
+_log = logging.getLogger(__name__)
+_followers: list["weakref.WeakMethod[Callable[[], object]]"] = []
+_followers_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,55 @@ def current() -> Hostfile:
     """
     chosen = read().hostfile
     return Hostfile.read(chosen) if chosen else rehearsal()
+
+
+def follow(changed: Callable[[], object]) -> None:
+    """Call a method after every change of the choices or of the chosen hostfile, by any process.
+
+    It is called on a thread of its own, at most `FOLLOW_S` after the change, for as long as its object lives.
+    """
+    with _followers_lock:
+        _followers.append(weakref.WeakMethod(changed))
+        if len(_followers) == 1:
+            threading.Thread(target=_follow, args=(_stamp(),), name="jaccl session", daemon=True).start()
+
+
+def _follow(seen: tuple[object, ...]) -> None:
+    pause = threading.Event()
+    while True:
+        pause.wait(FOLLOW_S)
+        with _followers_lock:
+            _followers[:] = [one for one in _followers if one() is not None]
+            if not _followers:
+                return  # the next follower starts a new thread
+            calls = [one() for one in _followers]
+        if (now := _stamp()) == seen:
+            continue
+        seen = now
+        for call in calls:
+            try:
+                if call is not None:
+                    call()
+            except Exception:
+                _log.exception("a panel cannot follow the choices")
+
+
+def _stamp() -> tuple[object, ...]:
+    """What changes with the choices or the chosen hostfile."""
+    files = [session_file()]
+    if chosen := read().hostfile:
+        files.append(Path(chosen))
+    elif folder := hostfiles_folder():
+        files.append(folder / "rehearsal.json")
+    return tuple((str(path), *_state(path)) for path in files)
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def rehearsal() -> Hostfile:

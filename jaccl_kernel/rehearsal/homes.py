@@ -30,6 +30,7 @@ __all__ = [
     "place_model",
     "prepare",
     "ranks_at_once",
+    "usual_ranks",
 ]
 
 
@@ -105,6 +106,11 @@ def prepare(hostfile: Hostfile, *, restart: bool = False) -> list[SimulatedMac]:
 def ranks_at_once(size: int) -> int:
     """The number of simulated Macs that can run a rank at full speed: one per core."""
     return max(1, min(size, os.cpu_count() or 1))
+
+
+def usual_ranks(hostfile: Hostfile) -> int:
+    """The number of ranks of a job without a choice: all; of simulated Macs, as many as run at full speed."""
+    return ranks_at_once(len(hostfile)) if is_rehearsal(hostfile) else len(hostfile)
 
 
 def _macs(hostfile: Hostfile, spec: ClusterSpec) -> list[SimulatedMac]:

@@ -44,6 +44,11 @@ class Kernel:
         )
         return str(answer["content"]["status"]), "\n".join(shown)
 
+    def join(self) -> None:
+        """Run a first cell, which starts the ranks."""
+        status, shown = self.run("x = 1")
+        assert status == "ok", shown
+
     @property
     def pid(self) -> int:
         provisioner: Any = self.manager.provisioner
@@ -91,7 +96,7 @@ def test_cells_run_on_all_ranks_local_ones_here_and_rank_0_completes(kernel: Ker
 
 
 def test_an_interrupt_stops_a_cell_and_a_restart_begins_clean(kernel: Kernel) -> None:
-    kernel.run("x = 1")
+    kernel.join()
     before = psutil.Process(kernel.pid).children(recursive=True)
     assert len(before) >= 5
     kernel.client.execute("n = 0\nprint('begun')\nwhile not stopping():\n    n += 1")
@@ -109,7 +114,7 @@ def test_an_interrupt_stops_a_cell_and_a_restart_begins_clean(kernel: Kernel) ->
 
 
 def test_a_killed_kernel_takes_its_ranks_along(kernel: Kernel) -> None:
-    kernel.run("x = 1")
+    kernel.join()
     family = psutil.Process(kernel.pid).children(recursive=True)
     os.kill(kernel.pid, signal.SIGKILL)
     assert psutil.wait_procs(family, timeout=GONE_DEADLINE_S)[1] == []

@@ -55,17 +55,19 @@ class StepPanel(widgets.VBox):
         self.stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
         self.progress_view = ProgressView(names, label=f"{title}: progress")
         self.log_view = LogView()
+        self.heading_view = html_block(banner, blocks.heading(title, subtitle))
         self.error_view = html_block()
-        self.result = html_block()
+        self.outdated_view, self.result = html_block(), html_block()
         self.run_button.on_click(lambda _: self._click_run())
         self.stop_button.on_click(lambda _: self.stop())
         super().__init__(
             [
-                html_block(banner, blocks.heading(title, subtitle)),
+                self.heading_view,
                 *choices,
                 widgets.HBox([self.run_button, self.stop_button], layout=widgets.Layout(margin="8px 0")),
                 self.progress_view,
                 self.error_view,
+                self.outdated_view,
                 self.result,
                 self.log_view,
             ],

@@ -13,7 +13,8 @@ from jaccl_kernel.core.options import DEFAULT_PROMPT, FAST_SYNCH_RISK, BenchOpti
 from jaccl_kernel.hostfile.hostfile import Hostfile
 from jaccl_kernel.models.resolve import DEMO
 from jaccl_kernel.notebook import session
-from jaccl_kernel.notebook.panels.base import STYLE, OnEvent, StepPanel, hint, labelled, row
+from jaccl_kernel.notebook.panels.base import STYLE, OnEvent, hint, labelled, row
+from jaccl_kernel.notebook.panels.bringup import BringUpPanel
 from jaccl_kernel.notebook.panels.form import Form
 from jaccl_kernel.notebook.views import blocks
 from jaccl_kernel.notebook.work import without_traceback
@@ -31,11 +32,11 @@ VERDICT_STATES = {"equal": "good", "near-tie": "fair", "different": "bad", "not-
 FIELDS = ("model", "prompt", "prompt_tokens", "max_tokens", "repeats", "fast_synch", "python")
 
 
-class BenchPanel(StepPanel):
+class BenchPanel(BringUpPanel):
     """Measures a model over some numbers of ranks. `report` holds the last BenchReport.
 
     Args:
-        hostfile: the cluster; None for the notebooks' choice (`session.current()`).
+        hostfile: another cluster than the notebooks'.
         model: as of BenchOptions; None for the notebooks' choice.
         prompt_tokens: as of BenchOptions; None for a prompt text.
         ranks: numbers of ranks; None for one and all (of simulated Macs: as many as run at full speed).
@@ -54,16 +55,14 @@ class BenchPanel(StepPanel):
         **choices: Any,
     ) -> None:
         with without_traceback():
-            self.hostfile = hostfile if hostfile is not None else session.current()
             self.form = Form(
                 BenchOptions,
                 FIELDS,
                 model=str(model or session.read().model or DEMO),
                 prompt_tokens=prompt_tokens or DEFAULT_PROMPT_TOKENS,
-                python=python or session.python_for(self.hostfile),
+                python=python,
                 **{"prompt": DEFAULT_PROMPT} | choices,
             )
-        self._simulated = homes.is_rehearsal(self.hostfile)
         self._points: list[dict[str, Any]] = []
         self._commands: list[str] = []
         self.prompt_kind = widgets.Dropdown(
@@ -73,28 +72,43 @@ class BenchPanel(StepPanel):
             style=STYLE,
             layout=widgets.Layout(width="320px"),
         )
-        self.rank_boxes = self._make_rank_boxes(ranks)
+        self.rank_boxes: dict[int, widgets.Checkbox] = {}
+        self._rank_row, self._rank_hint = labelled("Ranks"), hint("")
         self.prompt_kind.observe(lambda _: self._show_prompt_kind(), "value")
         self._show_prompt_kind()
         form = self.form
         super().__init__(
             "Benchmark",
-            subtitle=_describe(self.hostfile),
-            banner=blocks.rehearsal(homes.NOTE) if self._simulated else "",
-            names=[host.name for host in self.hostfile.hosts],
+            hostfile,
             choices=[
                 form["model"],
                 self.prompt_kind,
                 form["prompt"],
                 form["prompt_tokens"],
                 row(form["max_tokens"], form["repeats"]),
-                labelled("Ranks", *self.rank_boxes.values()),
-                hint(self._rank_hint()),
+                self._rank_row,
+                self._rank_hint,
                 labelled("Fast sync", form["fast_synch"]),
                 hint(FAST_SYNCH_RISK),
                 form["python"],
             ],
         )
+        self.adapt()
+        if ranks is not None:
+            self._tick(ranks)
+        form["python"].value = python or form["python"].value
+
+    def adapt(self) -> None:
+        """A box for each number of ranks of this cluster, and its interpreter."""
+        hostfile = self.hostfile()
+        self.rank_boxes = {
+            count: widgets.Checkbox(description=str(count), indent=False, layout=widgets.Layout(width="52px"))
+            for count in range(1, len(hostfile) + 1)
+        }
+        self._tick((1, homes.usual_ranks(hostfile)))
+        self._rank_row.children = (self._rank_row.children[0], *self.rank_boxes.values())
+        self._rank_hint.children = hint(_rank_hint(hostfile)).children
+        self.form["python"].value = session.python_for(hostfile) or ""
 
     def options(self) -> BenchOptions:
         """The options that are chosen.
@@ -110,9 +124,9 @@ class BenchPanel(StepPanel):
 
     def prepare(self) -> Callable[[OnEvent], Coroutine[Any, Any, Any]]:
         """The step with the present choices."""
-        options = self.options()
+        options, hostfile = self.options(), self.hostfile()
         self._points, self._commands = [], []
-        return lambda on_event: bench_step(self.hostfile, options, on_event=on_event)
+        return lambda on_event: bench_step(hostfile, options, on_event=on_event)
 
     def on_event(self, event: Event) -> None:
         """Add each point to the table, and keep the commands."""
@@ -134,31 +148,16 @@ class BenchPanel(StepPanel):
         parts = [_table({"points": self._points})] if self._points else []
         return [*parts, _commands(self._commands)]
 
-    def _make_rank_boxes(self, ranks: Sequence[int] | None) -> dict[int, widgets.Checkbox]:
-        size = len(self.hostfile)
-        ticked = {1, homes.ranks_at_once(size) if self._simulated else size} if ranks is None else set(ranks)
+    def _tick(self, ranks: Sequence[int]) -> None:
+        size = len(self.rank_boxes)
         with without_traceback():
-            if not ticked <= set(range(1, size + 1)):
+            if not set(ranks) <= set(self.rank_boxes):
                 raise InputError(
-                    f"requested {', '.join(map(str, sorted(ticked)))} ranks; the hostfile has {size} hosts",
+                    f"requested {', '.join(map(str, sorted(ranks)))} ranks; the hostfile has {size} hosts",
                     fix=f"Use numbers from 1 to {size}.",
                 )
-        return {
-            count: widgets.Checkbox(
-                count in ticked, description=str(count), indent=False, layout=widgets.Layout(width="52px")
-            )
-            for count in range(1, size + 1)
-        }
-
-    def _rank_hint(self) -> str:
-        size = len(self.hostfile)
-        if not self._simulated:
-            return "Each number is a run on the first Macs of the hostfile. The smallest is the reference."
-        at_once = homes.ranks_at_once(size)
-        return (
-            f"This machine has cores for {at_once} ranks at full speed; more ranks share them. "
-            "The smallest number is the reference for speed-up and parity."
-        )
+        for count, box in self.rank_boxes.items():
+            box.value = count in ranks
 
     def _show_prompt_kind(self) -> None:
         by_text = self.prompt_kind.value == "text"
@@ -222,7 +221,11 @@ def _commands(commands: Sequence[str]) -> str:
     return blocks.folded("Equivalent mlx.launch commands", *shown)
 
 
-def _describe(hostfile: Hostfile) -> str:
-    names = ", ".join(host.name for host in hostfile.hosts)
-    where = hostfile.path.name if hostfile.path else "no file"
-    return f"{len(hostfile)} host{'s' if len(hostfile) != 1 else ''}: {names} ({where})"
+def _rank_hint(hostfile: Hostfile) -> str:
+    if not homes.is_rehearsal(hostfile):
+        return "Each number is a run on the first Macs of the hostfile. The smallest is the reference."
+    at_once = homes.usual_ranks(hostfile)
+    return (
+        f"This machine has cores for {at_once} ranks at full speed; more ranks share them. "
+        "The smallest number is the reference for speed-up and parity."
+    )

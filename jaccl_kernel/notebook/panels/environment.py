@@ -45,6 +45,12 @@ class EnvironmentPanel(BringUpPanel):
         cluster = self.cluster()
         self.act(lambda on_event: environment.plan(cluster, on_event=on_event))
 
+    def forget(self) -> None:
+        """Drop the plan for other Macs."""
+        self._plan = None
+        self.yes.value = False
+        self.apply_button.disabled = True
+
     def apply(self) -> None:
         """Run the shown commands; refused without confirmation."""
         plan, agreed = self._plan, bool(self.yes.value)

@@ -9,7 +9,6 @@ import ipywidgets as widgets
 
 from jaccl_kernel.core.errors import InputError, JacclError
 from jaccl_kernel.hostfile.hostfile import Hostfile
-from jaccl_kernel.notebook import session
 from jaccl_kernel.notebook.panels.base import hint
 from jaccl_kernel.notebook.panels.bringup import BringUpPanel, Step, card, items
 from jaccl_kernel.notebook.views import blocks
@@ -55,7 +54,7 @@ class HostfilePanel(BringUpPanel):
             done = write(self._found)
             assert done.written
             path = done.written.path
-            session.choose_hostfile(path)
+            self.use(path)
         except JacclError as error:
             self.written.value = blocks.page(blocks.error(error))
             return None
@@ -64,6 +63,13 @@ class HostfilePanel(BringUpPanel):
         self.written.value = blocks.page(blocks.verdict(text, "good"))
         self.write_button.disabled = True
         return path
+
+    def forget(self) -> None:
+        """Neither write nor apply what was found on other Macs."""
+        self._found = None
+        self.yes.value = False
+        self.write_button.disabled = self.apply_button.disabled = True
+        self.written.value = ""
 
     def apply(self) -> None:
         """Run the network commands that are shown; refused without confirmation."""

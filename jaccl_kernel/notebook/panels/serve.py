@@ -26,6 +26,7 @@ from jaccl_kernel.notebook.panels.form import Form
 from jaccl_kernel.notebook.views import blocks
 from jaccl_kernel.notebook.views.serving import serving
 from jaccl_kernel.notebook.work import Work, without_traceback
+from jaccl_kernel.rehearsal import homes
 from jaccl_kernel.steps.serve.detached import Running, find_running, start_detached
 
 POLL_S = 1.0
@@ -79,16 +80,24 @@ class ServePanel(BringUpPanel):
                 form["python"],
             ],
         )
-        form["python"].value = form["python"].value or session.python_for(self.hostfile()) or ""
-        size = len(self.hostfile())
-        self.ranks.max = size
-        self.ranks.value = ranks if ranks is not None else self._usual_ranks(size)
+        given = form["python"].value
+        self.adapt()
+        form["python"].value = given or form["python"].value
+        if ranks is not None:
+            self.ranks.value = ranks
         self.run_button.description = "Start"
         self.end_button.on_click(lambda _: self._stop_server())
         for name, button in self.example_buttons.items():
             button.on_click(lambda _, name=name: self._request(name))
         self.add_below(self.live, row(*self.example_buttons.values(), self.end_button), self.answer)
         self.attach()
+
+    def adapt(self) -> None:
+        """The ranks and the interpreter of this cluster."""
+        hostfile = self.hostfile()
+        self.ranks.max = len(hostfile)
+        self.ranks.value = homes.usual_ranks(hostfile)
+        self.form["python"].value = session.python_for(hostfile) or ""
 
     def attach(self) -> Running | None:
         """Show a server that is already running; None if there is none."""
@@ -211,11 +220,6 @@ class ServePanel(BringUpPanel):
         super()._set_running(running)
         if not running and self.report is not None:
             self.run_button.disabled = True
-
-    def _usual_ranks(self, size: int) -> int:
-        from jaccl_kernel.rehearsal import homes
-
-        return homes.ranks_at_once(size) if homes.is_rehearsal(self.hostfile()) else size
 
     def _hostfile_on_disk(self) -> Path:
         """A hostfile of the chosen ranks that outlives this kernel."""

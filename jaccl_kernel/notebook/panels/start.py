@@ -32,38 +32,22 @@ class StartPanel(widgets.VBox):
 
     def __init__(self, notebooks: Path | None = None) -> None:
         self._folder = notebooks or Path.cwd()
-        chosen = session.read().hostfile
-        known = [str(path) for path in session.hostfiles()]
-        options = [
-            ("Rehearsal: simulated Macs on this machine", ""),
-            *((Path(path).name, path) for path in known),
-            ("Another hostfile …", OTHER),
-        ]
-        start = "" if chosen is None else chosen if chosen in known else OTHER
-        self.choice = widgets.Dropdown(
-            options=options, value=start, description="Cluster", style=STYLE, layout=wide()
-        )
-        self.path = text_box(
-            chosen if start == OTHER and chosen else "",
-            "Path",
-            "/path/to/hostfile.json",
-            continuous_update=False,
-        )
+        self._reading = False  # whether the boxes are being set to the choices, not by a person
+        self.choice = widgets.Dropdown(description="Cluster", style=STYLE, layout=wide())
+        self.path = text_box("", "Path", "/path/to/hostfile.json", continuous_update=False)
         self.use_button = widgets.Button(description="Use hostfile", icon="check", button_style="primary")
-        self.model = text_box(
-            session.read().model or DEMO, "Model", "demo, a folder, or ORG/NAME", continuous_update=False
-        )
+        self.model = text_box("", "Model", "demo, a folder, or ORG/NAME", continuous_update=False)
         self._use_row = labelled("", self.use_button)
         self.faults = text_box(
             "", "Faults", "None; for example rdma-off:2, missing-cable:1-3", continuous_update=False
         )
-        self.faults.observe(lambda _: self.break_rehearsal(self.faults.value), "value")
+        self.faults.observe(lambda _: self._choose_faults(), "value")
         self.banner, self.finding, self.summary = html_block(), html_block(), html_block()
         self.tools = html_block()
         # a plain output, since JupyterLab opens its links to notebooks as tabs
         self.steps = widgets.Output()
         self.choice.observe(lambda _: self._choose(), "value")
-        self.path.observe(lambda _: self.use(self.path.value), "value")
+        self.path.observe(lambda _: self._choose_path(), "value")
         self.model.observe(lambda _: self._choose_model(), "value")
         self.use_button.on_click(lambda _: self.use(self.path.value))
         super().__init__(
@@ -82,8 +66,8 @@ class StartPanel(widgets.VBox):
             ],
             layout=widgets.Layout(padding="4px 2px", max_width="1000px"),
         )
-        self._show_path_box()
         self.refresh()
+        session.follow(self.refresh)
 
     def use(self, path: str | None) -> None:
         """Use this hostfile (None: the rehearsal), and show its problems."""
@@ -116,7 +100,8 @@ class StartPanel(widgets.VBox):
             self.refresh()
 
     def refresh(self) -> None:
-        """Read this machine's tools, the hostfile, the model, the last record and the notebooks again."""
+        """Read this machine's tools, the choices, the last record and the notebooks again."""
+        self._show_choices()
         missing = [blocks.verdict(f"{tool}. {tool.fix}", "fair") for tool in system_tools.missing()]
         self.tools.value = blocks.page(*missing) if missing else ""
         try:
@@ -128,7 +113,9 @@ class StartPanel(widgets.VBox):
         simulated = homes.is_rehearsal(hostfile)
         self.faults.layout.display = None if simulated else "none"
         if simulated:
+            self._reading = True
             self.faults.value = ", ".join(plan.RehearsalPlan.of(hostfile).faults)
+            self._reading = False
         self.banner.value = blocks.page(blocks.rehearsal(homes.NOTE)) if simulated else ""
         self.finding.value = blocks.page(blocks.problems(check(hostfile)))
         self.summary.value = blocks.page(blocks.facts(_summary(hostfile)))
@@ -138,12 +125,42 @@ class StartPanel(widgets.VBox):
             "metadata": {},
         },)  # fmt: skip
 
+    def _show_choices(self) -> None:
+        """Set the boxes to the choices, which another notebook may have changed."""
+        chosen, known = session.read(), [str(path) for path in session.hostfiles()]
+        at = "" if chosen.hostfile is None else chosen.hostfile if chosen.hostfile in known else OTHER
+        self._reading = True
+        try:
+            self.choice.options = [
+                ("Rehearsal: simulated Macs on this machine", ""),
+                *((Path(path).name, path) for path in known),
+                ("Another hostfile …", OTHER),
+            ]
+            self.choice.value = at
+            self.path.value = chosen.hostfile or "" if at == OTHER else ""
+            self.model.value = chosen.model or DEMO
+            self._show_path_box()
+        finally:
+            self._reading = False
+
     def _choose(self) -> None:
+        if self._reading:
+            return
         self._show_path_box()
         if self.choice.value != OTHER:
             self.use(self.choice.value or None)
 
+    def _choose_path(self) -> None:
+        if not self._reading:
+            self.use(self.path.value)
+
+    def _choose_faults(self) -> None:
+        if not self._reading:
+            self.break_rehearsal(self.faults.value)
+
     def _choose_model(self) -> None:
+        if self._reading:
+            return
         name = self.model.value.strip()
         session.choose_model(None if name in ("", DEMO) else name)
         self.refresh()

@@ -36,10 +36,7 @@ class SweepPanel(BringUpPanel):
 
     def __init__(self, hostfile: Hostfile | None = None, grid: Grid | None = None) -> None:
         with without_traceback():
-            found = hostfile if hostfile is not None else session.current()
-        size = len(found)
-        most = homes.ranks_at_once(size) if homes.is_rehearsal(found) else size
-        grid = grid or Grid(ranks=sorted({1, most}))
+            grid = grid or Grid(ranks=_one_and_usual(hostfile or session.current()))
         self._sweep: Sweep | None = None
         self.model = text_box(
             grid.model or session.read().model or DEMO, "Model", "demo, a folder, or ORG/NAME"
@@ -95,6 +92,10 @@ class SweepPanel(BringUpPanel):
             needle=numbers(self.needles.value, "Needle at") if self.needles.value.strip() else (),
             model=model or None,
         )
+
+    def adapt(self) -> None:
+        """1 and all ranks of another cluster."""
+        self.ranks.value = _text(_one_and_usual(self.hostfile()))
 
     def prepare(self) -> Callable[[OnEvent], Coroutine[Any, Any, Any]]:
         """The sweep with the present choices. A stopped sweep has a report too."""
@@ -218,6 +219,10 @@ def axis(values: Sequence[int], label: str) -> widgets.Text:
     box = text_box(_text(values), label, "numbers with commas")
     box.layout.width = "320px"
     return box
+
+
+def _one_and_usual(hostfile: Hostfile) -> list[int]:
+    return sorted({1, homes.usual_ranks(hostfile)})
 
 
 def _text(values: Sequence[int]) -> str:

@@ -41,6 +41,10 @@ class SyncPanel(BringUpPanel):
         """The check: the state on each node."""
         return self._sync(check=True)
 
+    def forget(self) -> None:
+        """Other Macs have to be checked first."""
+        self.copy_button.disabled = True
+
     def start_copy(self) -> None:
         """Start the copies."""
         self.act(self._sync(check=False))

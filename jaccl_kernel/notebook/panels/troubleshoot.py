@@ -45,6 +45,12 @@ class TroubleshootPanel(BringUpPanel):
         cluster = self.cluster()
         return lambda on_event: troubleshoot.look(cluster, on_event=on_event)
 
+    def forget(self) -> None:
+        """Never end processes by the numbers that they have on other Macs."""
+        self._found = None
+        self.yes.value = False
+        self.end_button.disabled = True
+
     def end(self) -> None:
         """End the processes that were found; refused without confirmation."""
         found, agreed = self._found, bool(self.yes.value)

@@ -31,6 +31,12 @@ class ProgressView(anywidget.AnyWidget):
         self._timeline_lock = threading.Lock()
         super().__init__(label=label, snapshot=self._timeline.snapshot(time.time()), **traits)
 
+    def rename(self, names: Sequence[str]) -> None:
+        """Show these nodes from now on, before any run."""
+        with self._timeline_lock:
+            self._timeline = Timeline(tuple(names))
+            self._show()
+
     def begin(self) -> None:
         """Start a run."""
         with self._timeline_lock:
