@@ -10,7 +10,6 @@ import json
 import os
 import re
 import secrets
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from jaccl_kernel.launch import ports
 from jaccl_kernel.notebook.lab import OVERRIDES
 from tests.needs import find
 
@@ -78,7 +78,7 @@ def start_lab(
     settings = folder / "settings"
     _write_settings(settings, theme)
     environ = own_environment(folder) | {"PYTHONPATH": str(REPOSITORY), "JUPYTER_TOKEN": token, **(env or {})}
-    port = free_port()
+    port = ports.choose(1)
     command = [
         *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1"),
         *(f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={root}"),
@@ -111,17 +111,6 @@ def own_environment(folder: Path) -> dict[str, str]:
     }
     places = {name: str(folder / value) for name, value in own.items()}
     return {**os.environ, **places, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody has, and that no connection takes until it is listened on."""
-    while True:
-        port = 20_000 + secrets.randbelow(
-            10_000
-        )  # below the ranges that systems take connections' ports from
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def _write_settings(folder: Path, theme: str) -> None:

@@ -21,8 +21,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import jaccl_kernel
+from jaccl_kernel.launch import ports
 from jaccl_kernel.steps.environment import wheel as own_wheel
-from tests.lab import Lab, free_port, own_environment, wait_until_it_answers
+from tests.lab import Lab, own_environment, wait_until_it_answers
 from tests.report.test_page import point
 from tests.test_package import ROOT, declared, modules, needs_workbench
 
@@ -269,7 +270,7 @@ def test_the_lab_opens_on_the_notebooks_and_leaves_edited_ones_alone(workbench: 
 
 def lab(workbench: Path, cwd: Path, folder: Path) -> list[str]:
     """Start `jaccl lab` there until JupyterLab answers, end it, and return the notebooks that it serves."""
-    port, token, log = free_port(), "a-token-of-the-test", folder / "lab.log"
+    port, token, log = ports.choose(1), "a-token-of-the-test", folder / "lab.log"
     share = Path(sys.prefix) / "share" / "jupyter"  # the borrowed JupyterLab's own pages
     environ = own_environment(folder) | {
         "JUPYTER_TOKEN": token, "JUPYTERLAB_DIR": str(share / "lab"), "JUPYTER_PATH": str(share),

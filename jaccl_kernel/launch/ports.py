@@ -2,17 +2,22 @@
 
 A stray connection to the coordinator's port crashes rank 0 (JACCL accepts any peer as a rank), so this module
 never probes a port on another machine.
+
+Nor does it choose a port that the system may give to an outgoing connection. Such a connection could take the
+port before the rank does; and a rank that tries to connect before its peer listens could connect to itself
+(on Linux about one try in 20,000 does), after which the join never ends.
 """
 
-import os
+import random
 import socket
 from collections.abc import Collection
 from contextlib import ExitStack
 
 from jaccl_kernel.core.errors import Busy, InputError
 
-FIRST, LAST = 32323, 48000  # from mlx.launch's default port, below the ephemeral range of macOS
-STRIDE = 16  # between two candidate ranges; no job needs more ports
+LAUNCH_DEFAULT = 32323  # of mlx.launch
+FIRST, LAST = 10_000, 32_000  # below the ephemeral ports of Linux (from 32768) and macOS (from 49152)
+TRIES = 1000
 ADDRESS = "127.0.0.1"
 
 
@@ -51,11 +56,8 @@ def choose(count: int, requested: int | None = None, reserved: Collection[int] =
                 fix="Choose another port with --port, or omit --port for an automatic choice.",
             )
         return requested
-    # the start depends on the process id, so that two processes do not choose the same ports
-    candidates = range(FIRST, LAST, max(count, STRIDE))
-    offset = os.getpid() % len(candidates)
-    for index in range(len(candidates)):
-        first = candidates[(offset + index) % len(candidates)]
+    for _ in range(TRIES):
+        first = random.randrange(FIRST, LAST - count)  # so that two jobs that start together do not collide
         if not _shared(first, count, reserved) and are_free(first, count):
             return first
     raise Busy(f"no {count} consecutive free ports between {FIRST} and {LAST}", where=ADDRESS)

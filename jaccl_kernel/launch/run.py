@@ -107,7 +107,7 @@ def with_free_ports(spec: JobSpec, reserved: Collection[int] = ()) -> JobSpec:
         return spec
     if spec.is_local():
         return replace(spec, starting_port=ports.choose(spec.size, spec.starting_port, reserved))
-    ports.check_not_reserved(spec.starting_port or ports.FIRST, spec.size, reserved)
+    ports.check_not_reserved(spec.starting_port or ports.LAUNCH_DEFAULT, spec.size, reserved)
     return spec
 
 

@@ -18,6 +18,14 @@ def test_ports_of_the_program_are_not_chosen_for_the_ranks() -> None:
         ports.choose(2, first, reserved=[first + 1])
 
 
+def test_no_port_is_chosen_that_the_system_may_give_to_a_connection() -> None:
+    assert ports.LAST < 32768, "where Linux begins; macOS begins at 49152"
+    for count in (1, 8):
+        firsts = {ports.choose(count) for _ in range(50)}
+        assert all(ports.FIRST <= first <= ports.LAST - count for first in firsts)
+        assert len(firsts) > 40, "two jobs that start together choose different ports"
+
+
 def test_a_port_with_a_listener_is_not_chosen() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import Lab, free_port, own_environment, wait_until_it_answers
+from jaccl_kernel.launch import ports
+from tests.lab import Lab, own_environment, wait_until_it_answers
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
 def test_sigterm_ends_jupyterlab_itself_and_nothing_is_left(tmp_path: Path) -> None:
     """`jaccl lab` becomes JupyterLab: there is no process between the two that could be ended alone."""
-    port, token, log = free_port(), "a-token-of-the-test", tmp_path / "lab.log"
+    port, token, log = ports.choose(1), "a-token-of-the-test", tmp_path / "lab.log"
     with log.open("wb") as out:
         process = subprocess.Popen(
             [
