@@ -53,6 +53,14 @@ class World:
             return cls(rank, size, backend if size > 1 else "none")
         return cls(0, 1, "none")
 
+    @property
+    def topology(self) -> str:
+        """ "mesh" or "ring", whose ranks send to their neighbours only; "none" for a single rank."""
+        if self.backend == "none":
+            return "none"
+        ring = self.backend == "ring" or "MLX_JACCL_RING" in os.environ
+        return "ring" if ring else "mesh"
+
     def name(self) -> str:
         """ "rank 1 of 2 over ring"."""
         return f"rank {self.rank} of {self.size} over {self.backend}"

@@ -18,7 +18,7 @@ SMALL = 1024  # float32 values: 4 KB, JACCL's smallest frame
 
 def run(options: SmokeProgram, *, world: World, group: Any, link: Link, payload: Payload) -> int:
     """Measure and report, and with --linger wait."""
-    link.stage("measure", "timing a 4 KB all_sum")
+    link.stage("sums", "timing a 4 KB all_sum")
     latency = small_all_sum(group) if group is not None else None
     link.send(SmokeResult(latency, world.size))
     if not link.wired and world.rank == 0:
