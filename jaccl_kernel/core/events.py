@@ -143,11 +143,18 @@ class Line(Body):
 
 @dataclass(frozen=True)
 class SmokeResult(Body):
-    """Result of `smoke`: median seconds of a 4 KB all_sum (None for one rank), and the number of ranks."""
+    """Result of `smoke`.
+
+    Attributes:
+        latency_s: median seconds of a 4 KB all_sum; None for one rank.
+        size: the number of ranks.
+        proven_bytes: the largest message whose sums were correct; 0 for one rank.
+    """
 
     KIND = "result"
     latency_s: float | None
     size: int
+    proven_bytes: int = 0
 
 
 @dataclass(frozen=True)
