@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -94,6 +94,13 @@ class Macs:
             for process in family:
                 _kill(process)
             sshd.wait(_DEADLINE)
+
+    def restart(self, name: str) -> None:
+        """Switch a stopped Mac on again, at the same port."""
+        mac = self.by_name[name]
+        process = _listen([str(word) for word in list(mac.sshd.args)], mac.log)  # type: ignore[arg-type]
+        assert process, f"sshd of {name} does not start again:\n{mac.log.read_text()}"
+        self.by_name[name] = replace(mac, sshd=process)
 
 
 def wait_for(condition: Callable[[], object], what: str, *, deadline: float = _DEADLINE) -> None:

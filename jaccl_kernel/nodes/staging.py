@@ -19,15 +19,39 @@ WEIGHTS = ".safetensors"
 """Extra files with this suffix are deleted together with the old folder: they are large, mlx-lm would load
 them, and users do not edit them. All other extra files are kept in a separate folder."""
 
+# `confine FOLDER NAME` ends the script unless NAME lies in the hidden FOLDER. No part of it may be a link to
+# somewhere else: such a link is removed, what it points to is not touched.
+_CONFINE = r"""
+refuse() {
+    printf 'refused: %s\n' "$1" >&2
+    exit 1
+}
+confine() {
+    case /$2/ in
+        *//* | */./* | */../*) refuse "the name $2 leads out of $1" ;;
+    esac
+    [ ! -L "$1" ] || refuse "$1 is a link"
+    part=$2
+    while [ "$part" != "${part%/*}" ]; do
+        part=${part%/*}
+        [ ! -L "$1/$part" ] || rm -f -- "$1/$part" || exit
+    done
+}
+"""
+
 # $1 the old folder, $2 the partial one, $3 a leftover of an earlier commit. stdin: tab-separated words.
-_PREPARE = r"""
+_PREPARE = (
+    _CONFINE
+    + r"""
 old=$1 partial=$2
+[ ! -L "$partial" ] || refuse "$partial is a link"
 mkdir -p -- "$partial" || exit
 [ ! -e "$old" ] || rm -rf -- "$3"
 place() {
     mkdir -p -- "$(dirname -- "$partial/$1")" && rm -rf -- "$partial/$1"
 }
 while IFS='	' read -r verb name from; do
+    confine "$partial" "$name"
     case $verb in
         drop) rm -rf -- "$partial/$name" ;;
         link)
@@ -37,20 +61,25 @@ while IFS='	' read -r verb name from; do
         basis) place "$name" && cp -- "$old/$from" "$partial/$name" ;;
         own)
             # rsync writes in place, so the file must not be a hard link to a file of the old folder
-            [ -z "$(find "$partial/$name" -links +1)" ] ||
+            [ ! -L "$partial/$name" ] || rm -f -- "$partial/$name"
+            [ -z "$(find "$partial/$name" -links +1 2>/dev/null)" ] ||
                 { cp -p -- "$partial/$name" "$partial/.own" && mv -f -- "$partial/.own" "$partial/$name"; }
             ;;
     esac || exit
 done
 """
+)
 
 # $1 the folder, $2 the partial one, $3 the temporary name of the old one, $4 the folder for its extra files.
 # stdin: their names. Only a crash of the machine can interrupt the two renames; then the folder is missing
 # rather than incomplete, and the next copy finds the complete partial folder.
-_COMMIT = r"""
+_COMMIT = (
+    _CONFINE
+    + r"""
 folder=$1 partial=$2 old=$3 aside=$4
 if [ -e "$folder" ]; then
     while IFS= read -r name; do
+        confine "$aside" "$name"
         mkdir -p -- "$(dirname -- "$aside/$name")" || exit
         rm -f -- "$aside/$name"
         ln -L -- "$folder/$name" "$aside/$name" 2>/dev/null || cp -p -- "$folder/$name" "$aside/$name" || exit
@@ -65,6 +94,7 @@ else
 fi
 rm -rf -- "$old"
 """
+)
 
 
 @dataclass(frozen=True)

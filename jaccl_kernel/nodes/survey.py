@@ -18,7 +18,7 @@ from typing import Literal
 from jaccl_kernel.core.errors import CommandTimeout, NodeError
 from jaccl_kernel.nodes import rsync
 from jaccl_kernel.nodes.node import SEARCH_PATH, Node
-from jaccl_kernel.nodes.tree import FileEntry, Tree
+from jaccl_kernel.nodes.tree import FileEntry, Tree, is_safe
 
 HASH_DEADLINE_S = 3 * 3600.0
 """For hashing everything: a terabyte at 100 MB/s, which is a slow disk."""
@@ -277,6 +277,9 @@ def parse_survey(text: str, where: str) -> Survey:
     if odd := values.get("odd"):
         raise _unsafe(odd.removeprefix("./"), where)
     state = states[0]
+    if not _is_folder_path(values[state]):
+        fix = "Choose a folder below the root, with a printable name, with --dest."
+        raise NodeError(f"unsupported folder: {values[state]!r}", where=where, fix=fix)
     return Survey(
         path=values[state],
         state=state,
@@ -290,7 +293,7 @@ def parse_survey(text: str, where: str) -> Survey:
 
 def _add_file(files: dict[str, FileEntry], line: str, where: str) -> None:
     found = _FILE.fullmatch(line)
-    if found is None or not found["name"].isprintable():
+    if found is None or not is_safe(found["name"]):
         raise _unsafe(line.rpartition("/./")[2], where)
     name, digest = found["name"], found["sum"]
     if digest in ("changing", "unreadable"):
@@ -301,8 +304,14 @@ def _add_file(files: dict[str, FileEntry], line: str, where: str) -> None:
     files[name] = FileEntry(int(found["size"]), int(found["mtime"]), known)
 
 
+def _is_folder_path(path: str) -> bool:
+    """Whether it is absolute, not the root, and without a part that leads up or hides the end."""
+    root, *parts = path.split("/")
+    return not root and path.isprintable() and bool(parts) and not {"", ".", ".."} & set(parts)
+
+
 def _unsafe(name: str, where: str) -> NodeError:
-    fix = "Rename the file without line breaks and control characters."
+    fix = "Rename the file: no line break, no control character, and no part that starts with a dot."
     return NodeError(f"unsupported file name: {name!r}", where=where, fix=fix)
 
 

@@ -4,6 +4,7 @@ Runs rsync on the source if possible, else on this machine; rsync and openrsync 
 depend on models or on staging; `topology/routes.py` finds the routes.
 """
 
+import re
 import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,14 @@ class Route:
             "relay": "relayed through this machine",
         }
         return text[self.kind]
+
+
+class LoginFailed(NodeUnreachable):
+    """A Mac that is the source of a copy has no key for the target, or does not know its host key."""
+
+
+# What ssh on the source says in that case.
+_NO_LOGIN = re.compile(r"Permission denied \(|Host key verification failed|No \S+ host key is known")
 
 
 @dataclass(frozen=True)
@@ -193,9 +202,8 @@ async def _send(
     host = getattr(target, "host", target.name)
     if diagnosis := ssh.explain(done.stderr, host):
         fix = f"On {source.name}: {diagnosis.fix}"
-        raise NodeUnreachable(
-            f"{source.name} cannot connect to {target.name}: {diagnosis.what}", where=where, fix=fix
-        )
+        error = LoginFailed if _NO_LOGIN.search(done.stderr) else NodeUnreachable
+        raise error(f"{source.name} cannot connect to {target.name}: {diagnosis.what}", where=where, fix=fix)
     if why := ssh.lost(done.stderr):
         raise NodeUnreachable(f"the connection broke: {why}", where=where)
     why, fix = rsync.explain(done.stderr)

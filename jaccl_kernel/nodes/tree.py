@@ -12,6 +12,11 @@ from functools import cached_property
 _MAX_NAMES = 3  # names to list in a message before the count of the others
 
 
+def is_safe(name: str) -> bool:
+    """Whether a name from another machine stays below a folder: relative, no hidden, empty or `..` part."""
+    return name.isprintable() and all(part and not part.startswith(".") for part in name.split("/"))
+
+
 @dataclass(frozen=True)
 class FileEntry:
     """One file: size in bytes, time in whole seconds since 1970, SHA-256 in hex or None if not hashed."""

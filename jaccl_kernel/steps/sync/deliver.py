@@ -5,6 +5,7 @@ complete.
 """
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,7 +16,6 @@ from jaccl_kernel.core.errors import (
     JacclError,
     ModelError,
     NodeError,
-    NodeUnreachable,
 )
 from jaccl_kernel.core.events import Body, Line
 from jaccl_kernel.nodes import rsync, staging
@@ -23,7 +23,9 @@ from jaccl_kernel.nodes.local_node import LocalNode
 from jaccl_kernel.nodes.node import Node
 from jaccl_kernel.nodes.rsync import Progress
 from jaccl_kernel.nodes.survey import OnHash, Survey, survey
-from jaccl_kernel.nodes.transfer import Route, push
+from jaccl_kernel.nodes.transfer import LoginFailed, Route, push
+from jaccl_kernel.nodes.tree import Tree
+from jaccl_kernel.steps.sync import keys
 from jaccl_kernel.steps.sync.events import CopyKept, CopyProgress, HashProgress
 from jaccl_kernel.steps.sync.locate import Copy
 from jaccl_kernel.steps.sync.report import Kept
@@ -50,6 +52,7 @@ class Delivered:
         path: the model's folder.
         source: the node that it came from.
         route: the route.
+        tree: the files.
         sent: bytes that were missing before.
         seconds: the total time, including the verification.
     """
@@ -57,6 +60,7 @@ class Delivered:
     path: str
     source: str
     route: Route
+    tree: Tree
     sent: int
     seconds: float
 
@@ -64,29 +68,29 @@ class Delivered:
 def find_routes(
     sources: Sequence[Copy], target: Node, index: int, wiring: Wiring | None
 ) -> list[SourceRoute]:
-    """Return all routes to a node, the best first: local copy, Thunderbolt, LAN from here, LAN, relay.
+    """Return all routes to a node, the best first: a local copy, or each source's cables and network.
 
-    The targets rotate through the sources, so that several sources share the work.
+    A relay through this machine moves the data twice: it comes last, if this machine has no copy.
+
+    Args:
+        sources: the possible sources, the preferred first.
+        target, index: the node and its rank.
+        wiring: of the cluster, if known.
     """
-    turn = index % len(sources)
-    turned = [*sources[turn:], *sources[:turn]]
-    if local := [copy for copy in turned if _one_machine(copy.node, target)]:
+    if local := [copy for copy in sources if one_machine(copy.node, target)]:
         return [(local[0], Route("same machine"))]
-    cabled = [
-        (copy, route)
-        for copy in turned
-        if wiring is not None and copy.index is not None
-        for route in thunderbolt_routes(wiring, copy.index, index)
-    ]
-    near = sorted(turned, key=lambda copy: not isinstance(copy.node, LocalNode))
-    lan = [(copy, Route("lan")) for copy in near]
-    between = [
-        copy for copy in turned if not isinstance(copy.node, LocalNode) and not isinstance(target, LocalNode)
-    ]
-    return [*cabled, *lan, *((copy, Route("relay")) for copy in between)]
+    routes: list[SourceRoute] = []
+    for copy in sources:
+        if wiring is not None and copy.index is not None:
+            routes += [(copy, route) for route in thunderbolt_routes(wiring, copy.index, index)]
+        routes.append((copy, Route("lan")))
+    if not any(isinstance(node, LocalNode) for node in (target, *(copy.node for copy in sources))):
+        routes += [(copy, Route("relay")) for copy in sources]
+    return routes
 
 
-def _one_machine(source: Node, target: Node) -> bool:
+def one_machine(source: Node, target: Node) -> bool:
+    """Return whether a copy between them needs no network."""
     return source is target or (isinstance(source, LocalNode) and isinstance(target, LocalNode))
 
 
@@ -183,14 +187,16 @@ class Delivery:
             try:
                 if len(steps.in_place) < len(self._expected.files):
                     await self._push(copy, route, steps)
-            except NodeUnreachable as error:
+            except NodeError as error:
+                if isinstance(error, CommandFailed):
+                    await self._explain(error, copy)
                 if position + 1 == len(self._routes):
                     raise
                 self._note(f"route {route} from {copy.node.name} failed: {error.what}")
+                if isinstance(error, LoginFailed):
+                    for line in await keys.advice(copy.node, self._target):
+                        self._note(line)
                 continue
-            except CommandFailed as error:
-                await self._explain(error, copy)
-                raise
             self._meter.finish()
             return copy, route
         raise AssertionError  # the last route returns or raises
@@ -228,7 +234,8 @@ class Delivery:
             what = f"the disk is full: {needed / _GB:.2f} GB more needed, {free} free"
             fix = f"Free space on the volume of {there.path}, then sync again: it resumes from here."
             raise NodeError(what, where=self._target.where, fix=fix) from error
-        await self._check_source(copy)
+        with contextlib.suppress(NodeError):  # it does not answer: the next route may have another source
+            await self._check_source(copy)
 
     async def _check_source(self, copy: Copy) -> None:
         """Raise ModelError if the source has changed since the copy started."""
@@ -251,7 +258,7 @@ class Delivery:
         if aside := await staging.commit(self._target, self._there, self._expected):
             self._note(f"moved files that only the old folder had to {aside}")
         seconds = time.monotonic() - started
-        return Delivered(self._there.path, copy.node.name, route, self._sent or 0, seconds)
+        return Delivered(self._there.path, copy.node.name, route, self._expected, self._sent or 0, seconds)
 
 
 class _Meter:

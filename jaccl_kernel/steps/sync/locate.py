@@ -4,7 +4,7 @@ Reads folders and changes nothing; `sync.py` acts on the result.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -21,6 +21,16 @@ from jaccl_kernel.nodes.tree import Difference, Tree
 
 HERE = "this machine"
 _HERE_NAMES = frozenset({"localhost", "here", HERE})
+
+# Each is a whole vocabulary for transformers' AutoTokenizer.
+_TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tekken.json",
+    "tiktoken.model",
+    "vocab.txt",
+    "spiece.model",
+)
 
 State = Literal["identical", "different", "incomplete", "missing", "not tested"]
 
@@ -171,7 +181,23 @@ def judge(node: Node, index: int | None, survey: Survey) -> Copy:
     except ModelError as error:
         inside = re.sub(rf"^{re.escape(survey.path)}/?", "", error.where)
         return Copy(node, index, survey, None, f"{inside} {error.what}".strip())
+    if not facts.problem and (lacking := _lacking(sizes)):
+        return Copy(node, index, survey, None, lacking)
     return Copy(node, index, survey, facts, "")
+
+
+def _lacking(sizes: Mapping[str, int]) -> str:
+    """What loading needs besides the weights and config.json: a tokenizer that transformers reads."""
+    if any(sizes.get(name) for name in _TOKENIZERS) or any(
+        size and "/" not in name and name.endswith(".tiktoken") for name, size in sizes.items()
+    ):
+        return ""
+    if sizes.get("vocab.json"):
+        return "" if sizes.get("merges.txt") else "merges.txt, a part of the tokenizer, is missing or empty"
+    empty = [name for name in (*_TOKENIZERS, "vocab.json") if name in sizes]
+    if empty:
+        return f"{empty[0]} is empty"
+    return f"the tokenizer is missing: {_TOKENIZERS[0]}, {_TOKENIZERS[1]}, or vocab.json with merges.txt"
 
 
 def choose(name: str, copies: Sequence[Copy], *, certain: bool, alone: bool) -> tuple[Copy, ...]:
@@ -191,7 +217,8 @@ def choose(name: str, copies: Sequence[Copy], *, certain: bool, alone: bool) -> 
     if certain and copies:
         reference = copies[0]
         if not reference.facts:
-            fix = "Download the model again, or name a node with a complete copy: --from HOST."
+            other = _from([copy for copy in complete if copy is not reference])
+            fix = "Download the model again" + (f", or name a complete copy: {other}." if other else ".")
             raise ModelError(reference.trouble, where=_place(reference), fix=fix)
     elif not complete:
         why = "; ".join(f"{_place(copy)} {copy.trouble}" for copy in copies) or "no node answered"
@@ -202,7 +229,8 @@ def choose(name: str, copies: Sequence[Copy], *, certain: bool, alone: bool) -> 
         if others := [copy for copy in complete if copy.tree.digest != reference.tree.digest]:
             how = "; ".join(f"{copy.node.name} {reference.tree.difference(copy.tree)}" for copy in others)
             what = f"the nodes have different models of that name: compared with {reference.node.name}, {how}"
-            raise InputError(what, where=name, fix="Name the copy to use: --from HOST.")
+            fix = f"Name the copy to use: {_from(complete)}."
+            raise InputError(what, where=name, fix=fix)
     if reference.facts and reference.facts.problem:
         raise ModelError(reference.facts.problem, where=_place(reference), fix=reference.facts.fix)
     if alone:
@@ -221,6 +249,12 @@ def state_of(reference: Copy, copy: Copy | None) -> tuple[State, Difference]:
     if not difference:
         return "identical", difference
     return ("different" if copy.facts else "incomplete"), difference
+
+
+def _from(copies: Sequence[Copy]) -> str:
+    """The options that name these copies; this machine is `localhost`."""
+    names = ("localhost" if copy.node.name == HERE else copy.node.name for copy in copies)
+    return " or ".join(f"--from {name}" for name in names)
 
 
 def _place(copy: Copy) -> str:

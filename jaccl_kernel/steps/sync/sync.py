@@ -8,11 +8,11 @@ saved record.
 import asyncio
 import datetime as dt
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from jaccl_kernel import __version__
-from jaccl_kernel.core.errors import InputError, JacclError, NodeError
+from jaccl_kernel.core.errors import InputError, NodeError
 from jaccl_kernel.core.events import HOST, Body, Event, Stage
 from jaccl_kernel.core.files import save_json
 from jaccl_kernel.core.options import SyncOptions
@@ -25,13 +25,12 @@ from jaccl_kernel.nodes.node import Node
 from jaccl_kernel.nodes.survey import Hashes, OnHash, survey
 from jaccl_kernel.steps.cluster import Cluster
 from jaccl_kernel.steps.fit import Finding, fit
-from jaccl_kernel.steps.sync.deliver import Delivery, find_routes, shortage
+from jaccl_kernel.steps.sync.copies import Copies, Found
 from jaccl_kernel.steps.sync.events import FitChecked, HashProgress, NodeFinished, NodesFound
 from jaccl_kernel.steps.sync.locate import (
     HERE,
     Copy,
     ModelTarget,
-    State,
     choose,
     is_here,
     judge,
@@ -42,7 +41,7 @@ from jaccl_kernel.steps.sync.locate import (
 from jaccl_kernel.steps.sync.report import SCHEMA, NodeSync, SyncReport
 from jaccl_kernel.topology.facts import NodeFacts
 from jaccl_kernel.topology.probe import probe
-from jaccl_kernel.topology.wiring import Wiring, build_wiring
+from jaccl_kernel.topology.wiring import build_wiring
 
 OnEvent = Callable[[Event], None]
 
@@ -149,17 +148,17 @@ class _Sync:
     async def _facts(self, facts: Sequence[NodeFacts] | None) -> Sequence[NodeFacts]:
         return await probe(self._cluster.nodes) if facts is None else facts
 
-    def _compare(self, reference: Copy, copies: "_Copies", index: int) -> "_Found":
+    def _compare(self, reference: Copy, copies: "_Copies", index: int) -> Found:
         node, seen = self._cluster.nodes[index], copies.nodes[index]
         if isinstance(seen, NodeError):
-            return _Found(node, index, None, "not tested", "", 0, seen)
+            return Found(node, index, None, "not tested", "", 0, seen)
         state, difference = state_of(reference, seen)
         needed = 0 if state == "identical" else staging.plan(reference.tree, seen.survey).needed
         detail = seen.trouble if state == "incomplete" and not difference else str(difference)
-        return _Found(node, index, seen, state, detail, needed)
+        return Found(node, index, seen, state, detail, needed)
 
     def _fit(
-        self, reference: Copy, found: "Sequence[_Found]", facts: Sequence[NodeFacts]
+        self, reference: Copy, found: Sequence[Found], facts: Sequence[NodeFacts]
     ) -> tuple[Finding, ...]:
         assert reference.facts
         short = [
@@ -173,47 +172,19 @@ class _Sync:
         self,
         target: ModelTarget,
         sources: Sequence[Copy],
-        found: "Sequence[_Found]",
+        found: Sequence[Found],
         facts: Sequence[NodeFacts],
     ) -> list[NodeSync]:
         wiring = build_wiring(facts)
         lacking = [one for one in found if one.copy and one.state != "identical"]
         _require_distinct(lacking)
         busy = [f"sync-{one.node.name}" for one in lacking]
+        for one in found:
+            if one not in lacking:
+                self._event(NodeFinished(one.report()))
         with lock.hold(busy, f"a sync of {target.name}"):
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._copy_to(one, sources, wiring)) for one in found]
-        return [task.result() for task in tasks]
-
-    async def _copy_to(self, found: "_Found", sources: Sequence[Copy], wiring: Wiring) -> NodeSync:
-        """Copy to one node; a failure is reported and does not stop the others."""
-        report = found.report()
-        if found.copy and found.state != "identical":
-            routes = find_routes(sources, found.node, found.index, wiring)
-            delivery = Delivery(found.node, found.copy.survey, routes, self._event)
-            try:
-                done = await delivery.run()
-            except JacclError as error:
-                report = replace(
-                    report,
-                    state="failed",
-                    error=f"{error.where}: {error.what}" if error.where else error.what,
-                    fix=error.fix,
-                    kept=delivery.kept,
-                    notes=delivery.notes,
-                )
-            else:
-                report = replace(
-                    report,
-                    state="copied",
-                    source=done.source,
-                    route=str(done.route),
-                    sent_bytes=done.sent,
-                    seconds=done.seconds,
-                    notes=delivery.notes,
-                )
-        self._event(NodeFinished(report))
-        return report
+            copied = await Copies(sources, lacking, wiring, self._event).run()
+        return [copied.get(one.index) or one.report() for one in found]
 
     def _event(self, body: Body) -> None:
         self._on_event(Event(HOST, body))
@@ -286,7 +257,7 @@ def _is_same(one: Copy, other: Copy) -> bool:
     return one.survey.path == other.survey.path and (here or one.node is other.node)
 
 
-def _require_distinct(lacking: "Sequence[_Found]") -> None:
+def _require_distinct(lacking: Sequence[Found]) -> None:
     """Two copies must not write to one hidden folder.
 
     Raises:
@@ -300,37 +271,3 @@ def _require_distinct(lacking: "Sequence[_Found]") -> None:
         if other != one.node.name:
             what = f"{other} and {one.node.name} are the same Mac, with the same target folder {place[1]}"
             raise InputError(what, fix="Name each Mac once in the hostfile.")
-
-
-@dataclass(frozen=True)
-class _Found:
-    """One node before the transfer; `copy` is None if it did not answer, and `error` says why."""
-
-    node: Node
-    index: int
-    copy: Copy | None
-    state: State
-    detail: str
-    needed: int
-    error: NodeError | None = None
-
-    @property
-    def short(self) -> str | None:
-        """The message about insufficient disk space, or None."""
-        return shortage(self.needed, self.copy.survey.free) if self.copy else None
-
-    def report(self) -> NodeSync:
-        """Return the node's result without a transfer."""
-        seen = self.copy.survey if self.copy else None
-        return NodeSync(
-            node=self.node.name,
-            path=seen.path if seen else None,
-            before=self.state,
-            state=self.state,
-            detail=self.detail,
-            needed_bytes=self.needed,
-            free_bytes=seen.free if seen else None,
-            resumable_bytes=seen.partial.bytes if seen else 0,
-            error=self.error.what if self.error else "",
-            fix=self.error.fix if self.error else "",
-        )

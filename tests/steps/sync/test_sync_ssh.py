@@ -17,6 +17,7 @@ from jaccl_kernel.nodes.local_node import LocalNode
 from jaccl_kernel.nodes.node import Node
 from jaccl_kernel.nodes.ssh_node import SshNode
 from jaccl_kernel.steps.cluster import Cluster
+from jaccl_kernel.steps.sync import copies
 from jaccl_kernel.steps.sync.events import CopyProgress
 from jaccl_kernel.steps.sync.report import SyncReport
 from jaccl_kernel.steps.sync.sync import sync
@@ -151,7 +152,7 @@ async def test_this_machine_as_a_node_sends_and_fetches_along_the_cables(macs: M
     fetched = await run(macs, NAME, known=known, local=local)
     assert fetched.ok, fetched.nodes
     assert (fetched.nodes[0].source, fetched.nodes[0].route) == ("mac2", "over Thunderbolt (127.0.0.2)")
-    assert fetched.nodes[2].route == "relayed through this machine"
+    assert (fetched.nodes[2].source, fetched.nodes[2].route) == ("mac1", "over Thunderbolt (127.0.0.1)")
     assert contents(home / "models" / NAME) == contents(source)
     shutil.rmtree(place(macs, "mac3"))
     shutil.rmtree(source)
@@ -183,6 +184,7 @@ async def test_a_mac_that_is_off_is_reported_and_the_others_get_the_model(macs: 
 async def test_a_mac_that_drops_in_the_middle_is_named_and_the_others_go_on(
     macs: Macs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(copies, "REBOOT_S", 0.0)
     big = make_shards(tmp_path / "here" / NAME, total=2_000_000)
     slow_rsync(tmp_path, monkeypatch, macs, 400)
 
