@@ -28,8 +28,8 @@ from jaccl_kernel.core.events import (
     WorkerRecovered,
 )  # fmt: skip
 from jaccl_kernel.core.messages import Ack, Payload, ServeFacts, Stop, WorkerDied
-from jaccl_kernel.core.options import ServeOptions, is_loopback
-from jaccl_kernel.hostfile.hostfile import LOCAL, Hostfile, ssh_host
+from jaccl_kernel.core.options import ServeOptions
+from jaccl_kernel.hostfile.hostfile import LOCAL, Hostfile
 from jaccl_kernel.hostfile.lint import effective_backend
 from jaccl_kernel.launch import lock, ports, servers
 from jaccl_kernel.launch.cleanup import finish_cleanup
@@ -38,6 +38,7 @@ from jaccl_kernel.launch.run import Deadlines, JobProtocol, OnEvent, ignore, rep
 from jaccl_kernel.launch.spec import JobSpec
 from jaccl_kernel.steps.cluster import Cluster
 from jaccl_kernel.steps.preflight import check_hostfile, find_model
+from jaccl_kernel.steps.serve.address import address_of, only_there, url_of
 from jaccl_kernel.steps.serve.watch import Watch
 
 LOOK_S = 0.5
@@ -72,7 +73,7 @@ async def serve(
     check_hostfile(hostfile, backend)
     size = len(hostfile.hosts)
     model, facts = await find_model(hostfile, options.model, options.sharding, [size], on_event)
-    url = url_of(options, hostfile.hosts[0].ssh)
+    url = url_of(options, await address_of(hostfile.hosts[0]))
     title = f"a server of {model.rpartition('/')[2]} at {url}"
     with lock.hold([host.ssh for host in hostfile.hosts], title), contextlib.ExitStack() as stack:
         home = folder or servers.ServerFolder.create()
@@ -85,7 +86,7 @@ async def serve(
             home.add_event(event)
             on_event(event)
 
-        one = _Server(hostfile, options, backend, model, facts, home, tell, deadlines)
+        one = _Server(hostfile, options, backend, model, facts, home, url, tell, deadlines)
         one.register()
         try:
             await one.run()
@@ -97,10 +98,6 @@ async def serve(
             raise
         finally:
             servers.remove_old_folders()
-
-
-def _is_here(ssh: str) -> bool:
-    return ssh == LOCAL or ssh_host(ssh) == "localhost"
 
 
 def check_ports(hostfile: Hostfile, options: ServeOptions) -> None:
@@ -125,26 +122,6 @@ def check_ports(hostfile: Hostfile, options: ServeOptions) -> None:
             raise Busy(f"port {port} is in use by another program", fix="Choose another port.")
 
 
-def url_of(options: ServeOptions, first: str = LOCAL) -> str:
-    """Return the server's URL from this machine, without /v1; `first` is rank 0's ssh name."""
-    host = options.host
-    if host in ("0.0.0.0", "::"):
-        local = "127.0.0.1" if host == "0.0.0.0" else "::1"
-        host = local if _is_here(first) else ssh_host(first)
-    return f"http://{f'[{host}]' if ':' in host and host[0] != '[' else host}:{options.port}"
-
-
-def only_there(options: ServeOptions, first: str) -> str:
-    """Return why programs on this machine cannot reach the server, with the fix; "" if they can."""
-    if _is_here(first) or not is_loopback(options.host):
-        return ""
-    name, port = ssh_host(first), options.port
-    return (
-        f"{options.host} is reachable only from {name} itself: serve with --host 0.0.0.0 (generates an API "
-        f"key), or use a tunnel: ssh -N -L {port}:{options.host}:{port} {first}"
-    )
-
-
 class _Server:
     """One server, including its restarts."""
 
@@ -156,6 +133,7 @@ class _Server:
         model: str,
         facts: dict[str, Any],
         folder: servers.ServerFolder,
+        url: str,
         tell: OnEvent,
         deadlines: Deadlines | None,
     ) -> None:
@@ -165,6 +143,7 @@ class _Server:
         self.model = model
         self.facts = facts
         self.folder = folder
+        self.url = url
         self.tell = tell
         self.deadlines = deadlines or Deadlines()
         self.cluster = Cluster.of(hostfile)
@@ -174,14 +153,13 @@ class _Server:
     def register(self) -> None:
         """Register the server, so that other processes find it."""
         first = self.hostfile.hosts[0].ssh
-        url = url_of(self.options, first)
         self.folder.write(
             servers.ServerState(
                 id=self.folder.id,
                 hostfile=str(self.hostfile.path or ""),
                 hosts=tuple(host.name for host in self.hostfile.hosts),
                 model=self.model,
-                url=url,
+                url=self.url,
                 only_there=only_there(self.options, first),
                 api_key=self.options.api_key,
                 pid=os.getpid(),
