@@ -12,7 +12,7 @@ from pathlib import Path
 from jaccl_kernel.rehearsal.changes import TOOLS
 from jaccl_kernel.rehearsal.macs import ClusterSpec
 from jaccl_kernel.rehearsal.tools import outputs, python_answer
-from jaccl_kernel.topology.tools.commands import CommandResult, commands
+from jaccl_kernel.topology.tools.commands import PYTHON_PROBE, CommandResult
 
 ROOT = "JACCL_REHEARSAL_ROOT"
 """Set for commands that the simulated sudo runs; it grants no privileges on this machine."""
@@ -45,9 +45,8 @@ def scripts(spec: ClusterSpec, node: int, home: Path, python: str) -> dict[str, 
         otherwise = f'exec {typed} {name} "$@"\n' if name in TOOLS else _refusal(name)
         made[name] = _script(name, answers[name], otherwise)
     for name in _PYTHONS:
-        probe = next(command.argv for command in commands(name) if command.id == "python")
         answer = CommandResult(python_answer(mac, str(home / "bin" / name)))
-        made[name] = _script(name, {" ".join(probe[1:]): answer}, f'exec {shlex.quote(python)} "$@"\n')
+        made[name] = _script(name, {f"-c {PYTHON_PROBE}": answer}, f'exec {shlex.quote(python)} "$@"\n')
     return made | {name: f"{MARK} {name} hangs\n{_HANG}" for name in mac.hangs}
 
 

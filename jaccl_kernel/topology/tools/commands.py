@@ -9,7 +9,7 @@ from dataclasses import dataclass
 PACKAGES = ("mlx", "mlx-lm", "transformers", "jaccl-kernel")
 
 # Reads package metadata: importing mlx would take seconds and GPU memory.
-_PYTHON_PROBE = f"""
+PYTHON_PROBE = f"""
 import json, platform, sys
 from importlib import metadata
 def version(name):
@@ -19,6 +19,18 @@ def version(name):
         return None
 print(json.dumps({{"executable": sys.executable, "version": platform.python_version(),
                   "packages": {{name: version(name) for name in {PACKAGES!r}}}}}))
+""".strip()
+
+# Runs $1 with the other arguments. macOS's own Python is not run: without Xcode's tools it opens a dialog on
+# that Mac's screen, and with them it is 3.9, too old for jobs.
+_GUARDED = """
+found=$(command -v "$1") || exit 127
+if [ "$found:$(uname)" = /usr/bin/python3:Darwin ]; then
+  echo "only /usr/bin/python3 was found, which is not run" >&2
+  exit 127
+fi
+shift
+exec "$found" "$@"
 """.strip()
 
 
@@ -75,7 +87,7 @@ def commands(python: str = "python3") -> tuple[Command, ...]:
         Command("date", ("date", "+%s")),
         Command("rsync", ("rsync", "--version")),
         Command("ssh", ("ssh", "-V")),
-        Command("python", (python, "-c", _PYTHON_PROBE), 20.0),
+        Command("python", ("sh", "-c", _GUARDED, "sh", python, "-c", PYTHON_PROBE), 20.0),
     )
 
 
