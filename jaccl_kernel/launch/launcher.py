@@ -11,13 +11,15 @@ decode events; the parent decides when a job ends.
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import shlex
 import signal
 import sys
+import termios
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from mlx._distributed_utils import launch as upstream
 
@@ -27,9 +29,8 @@ from jaccl_kernel.nodes import ssh
 
 GRACE_S = 1.0  # between closing a rank's stdin and killing it
 REMOTE_KILL_S = 5.0
-# After a rank has exited, reading continues while lines arrive; a child of it may hold the pipes open.
-DRAIN_S = 2.0  # without a line, reading ends
-DRAINS = 4  # times DRAIN_S, in any case: the exit is reported in time
+EOF_S = 2.0  # after all output of an exited rank, until its pipes end: a child of it may hold them open
+DRAIN_TICK_S = 0.02
 LINE_LIMIT = 1 << 16  # bytes; a longer output line is split, an event is not
 MARK = events.MARK.encode("ascii")
 STARTED = "@@jaccl-started"  # stdout before this line comes from the remote login shell
@@ -42,6 +43,28 @@ class _Streams(asyncio.subprocess.SubprocessStreamProtocol):
     def __init__(self) -> None:
         super().__init__(LINE_LIMIT, asyncio.get_running_loop())
         self.exited = asyncio.Event()
+        self._pipes: asyncio.SubprocessTransport | None = None
+        self._received = {1: 0, 2: 0}
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by asyncio."""
+        self._pipes = cast(asyncio.SubprocessTransport, transport)
+        super().connection_made(transport)
+
+    def pipe_data_received(self, fd: int, data: bytes | str) -> None:
+        """Called by asyncio."""
+        self._received[fd] += len(data)
+        super().pipe_data_received(fd, data)
+
+    def written(self, fd: int) -> int:
+        """The bytes that were written to a pipe until now, read or not."""
+        assert self._pipes
+        pipe = self._pipes.get_pipe_transport(fd)
+        unread = 0
+        if pipe is not None and not pipe.is_closing():
+            number = pipe.get_extra_info("pipe").fileno()
+            unread = int.from_bytes(fcntl.ioctl(number, termios.FIONREAD, bytes(4)), sys.byteorder)
+        return self._received[fd] + unread
 
     def process_exited(self) -> None:
         """Called by asyncio."""
@@ -64,9 +87,9 @@ class Rank:
         self._argv = command if self.local else _over_ssh(host, remote_command)
         self._env = {**os.environ, **env} if self.local else dict(os.environ)
         self._pidfile: str | None = None
-        self._lines = 0  # relayed so far
+        self._relayed = {"out": 0, "err": 0}  # bytes
         self._process: asyncio.subprocess.Process
-        self._exited: asyncio.Event
+        self._streams: _Streams
 
     async def start(self) -> None:
         """Start the process in its own session, so that the whole process group can be killed."""
@@ -74,7 +97,7 @@ class Rank:
         transport, protocol = await loop.subprocess_exec(
             _Streams, *self._argv, env=self._env, start_new_session=True
         )
-        self._exited = protocol.exited
+        self._streams = protocol
         self._process = asyncio.subprocess.Process(transport, protocol, loop)
         await send_record(Started(self.number, self._process.pid if self.local else None))
 
@@ -86,17 +109,18 @@ class Rank:
             asyncio.create_task(self._pump(self._process.stdout, "out")),
             asyncio.create_task(self._pump(self._process.stderr, "err")),
         ]
-        await self._exited.wait()
+        await self._streams.exited.wait()
         returncode = self._process.returncode
         assert returncode is not None
-        late, lines = set(pumps), -1
-        for _ in range(DRAINS):
-            if not late or lines == self._lines:
-                break
-            lines = self._lines
-            _, late = await asyncio.wait(late, timeout=DRAIN_S)
+        written = {"out": self._streams.written(1), "err": self._streams.written(2)}
+        while not all(pump.done() for pump in pumps) and any(
+            self._relayed[name] < written[name] for name in written
+        ):
+            await asyncio.wait(pumps, timeout=DRAIN_TICK_S)
+        _, late = await asyncio.wait(pumps, timeout=EOF_S)
         for pump in late:
-            pump.cancel()
+            pump.cancel()  # it relays its last line first
+        await asyncio.gather(*pumps, return_exceptions=True)
         if self.local and self._pidfile:
             with contextlib.suppress(OSError):
                 os.unlink(self._pidfile)  # noqa: PTH108
@@ -117,7 +141,7 @@ class Rank:
             self._process.stdin.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace):
-                await self._exited.wait()
+                await self._streams.exited.wait()
             return
         if not self.local and self._pidfile:
             with contextlib.suppress(TimeoutError, OSError):
@@ -142,20 +166,21 @@ class Rank:
 
     async def _pump(self, stream: asyncio.StreamReader, name: str) -> None:
         unfinished = bytearray()
-        while data := await stream.read(LINE_LIMIT):
-            *ends, rest = data.split(b"\n")
-            for end in ends:
-                await self._line(name, bytes(unfinished + end))
-                unfinished.clear()
-            unfinished += rest
-            if len(unfinished) > (events.EVENT_LIMIT if MARK in unfinished else LINE_LIMIT):
-                await self._line(name, bytes(unfinished))
-                unfinished.clear()
+        with contextlib.suppress(asyncio.CancelledError):
+            while data := await stream.read(LINE_LIMIT):
+                *ends, rest = data.split(b"\n")
+                for end in ends:
+                    await self._line(name, bytes(unfinished + end))
+                    unfinished.clear()
+                unfinished += rest
+                if len(unfinished) > (events.EVENT_LIMIT if MARK in unfinished else LINE_LIMIT):
+                    await self._line(name, bytes(unfinished))
+                    unfinished.clear()
+                self._relayed[name] += len(data)
         if unfinished:
             await self._line(name, bytes(unfinished))
 
     async def _line(self, stream: str, raw: bytes) -> None:
-        self._lines += 1
         text = raw.decode("utf-8", errors="replace").rstrip("\r")
         if stream == "out" and self._pidfile is None:
             # stdout begins with STARTED, then upstream's script prints the path of its pid file
