@@ -39,8 +39,8 @@ class Connection(HttpToolsProtocol):
         self._since = time.monotonic()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._begin()
-        if self.limit_concurrency and len(self.connections) >= self.limit_concurrency:
-            self._make_room()
+        if self.limit_concurrency and (over := len(self.connections) + 1 - self.limit_concurrency) > 0:
+            self._make_room(over)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel the deadlines."""
@@ -120,18 +120,18 @@ class Connection(HttpToolsProtocol):
         """Whether no complete request is in progress."""
         return self.cycle is None or self.state == "body" or bool(self.cycle.response_complete)
 
-    def _make_room(self) -> None:
-        """Close the oldest connection without a complete request, of the client that has the most of them.
+    def _make_room(self, number: int) -> None:
+        """Close the oldest connections without a complete request, of the client that has the most of them.
 
-        A connection that never had a request comes first.
+        Connections that never had a request come first.
         """
         now = time.monotonic()
         others = [one for one in self.connections if isinstance(one, Connection) and one is not self]
         idle = [one for one in others if one._idle() and now - one._since >= FRESH_S]
-        if not idle:
-            return
         count = Counter(_address(one) for one in idle)
-        max(idle, key=lambda one: (count[_address(one)], one.cycle is None, -one._since))._abort()
+        idle.sort(key=lambda one: (-count[_address(one)], one.cycle is not None, one._since))
+        for one in idle[:number]:
+            one._abort()
 
 
 def _address(connection: Connection) -> str:

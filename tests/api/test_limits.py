@@ -191,7 +191,7 @@ def test_half_open_connections_do_not_keep_others_out(
 ) -> None:
     monkeypatch.setattr(http, "CONNECTIONS", 16)
     monkeypatch.setattr(connection, "HEAD_S", 600.0)
-    monkeypatch.setattr(connection, "FRESH_S", 0.0)
+    monkeypatch.setattr(connection, "FRESH_S", 600.0)  # a burst, in which none makes room
     with (
         serving(engine, ServedModel("tiny", tokenizer, context=400, vocabulary=259)) as url,
         ExitStack() as stack,
@@ -204,6 +204,8 @@ def test_half_open_connections_do_not_keep_others_out(
         assert next(lines).startswith("data: ")
         for _ in range(50):
             stack.enter_context(connect(url)).sendall(b"POST /v1/completions HTTP/1.1\r\n")
+        assert httpx.get(f"{url}/health", timeout=60).status_code == 503
+        monkeypatch.setattr(connection, "FRESH_S", 0.0)
         assert httpx.get(f"{url}/health", timeout=60).status_code == 200
         engine.go.set()
         assert "data: [DONE]" in list(lines)  # a request in progress is not disconnected
