@@ -21,7 +21,6 @@ from jaccl_kernel.api.answering import Answering
 from jaccl_kernel.api.anthropic_messages import Messages
 from jaccl_kernel.api.config import Engine, ServedModel, ServerConfig, ServerState
 from jaccl_kernel.api.errors import ApiError, api_error
-from jaccl_kernel.api.examples import examples
 from jaccl_kernel.api.fields import check_model
 from jaccl_kernel.api.guard import Guard, Uploads
 from jaccl_kernel.api.metrics import Metrics
@@ -123,7 +122,7 @@ class _Api:
         if model:
             base = str(request.base_url).rstrip("/")
             answer["served"] = {**model.facts, "context": model.context, "model": model.name}
-            answer["examples"] = examples(base, model.name, key=self._config.api_key is not None)
+            answer["examples"] = page.examples(base, model.name, key=self._config.api_key is not None)
         return JSONResponse(answer)
 
     async def prometheus(self) -> PlainTextResponse:
