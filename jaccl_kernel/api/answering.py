@@ -151,6 +151,8 @@ async def _merged(streams: list[Stream]) -> AsyncGenerator[tuple[int, inference.
                 open_streams -= 1
             else:
                 yield item
+                # with many chunks queued, neither `get` nor the send to a lost client waits for the others
+                await asyncio.sleep(0)
     finally:
         for task in tasks:
             task.cancel()

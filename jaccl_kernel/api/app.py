@@ -4,8 +4,10 @@ It reads and checks bodies itself, so that every error has its protocol's format
 """
 
 import asyncio
+import copy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -19,7 +21,6 @@ from jaccl_kernel.api.answering import Answering
 from jaccl_kernel.api.anthropic_messages import Messages
 from jaccl_kernel.api.config import Engine, ServedModel, ServerConfig, ServerState
 from jaccl_kernel.api.errors import ApiError, api_error
-from jaccl_kernel.api.examples import examples
 from jaccl_kernel.api.fields import check_model
 from jaccl_kernel.api.guard import Guard, Uploads
 from jaccl_kernel.api.metrics import Metrics
@@ -30,7 +31,7 @@ from jaccl_kernel.api.stored import StoredResponse
 from jaccl_kernel.inference.request import RequestError
 
 PROTOCOLS: tuple[type[Adapter], ...] = (ChatCompletions, Completions, Responses, Messages)
-LARGE = 256 << 10  # bytes; parsing a larger body would block the event loop
+LARGE = 64 << 10  # bytes; a larger body is parsed and tokenized on a thread of its own, beside the others
 T = TypeVar("T")
 
 
@@ -97,8 +98,10 @@ class _Api:
         self._config = config
         self._state = state
         self._uploads = Uploads()
-        # one thread: tokenizers are not thread-safe
-        self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="jaccl-tokenize")
+        # one thread each, with a tokenizer of its own: tokenizers are not thread-safe
+        self._small = ThreadPoolExecutor(1, thread_name_prefix="jaccl-tokenize")
+        self._large = ThreadPoolExecutor(1, thread_name_prefix="jaccl-tokenize-large")
+        self._copied: ServedModel | None = None
         self.metrics = Metrics(state.status)
 
     async def page(self, request: Request) -> HTMLResponse:
@@ -119,7 +122,7 @@ class _Api:
         if model:
             base = str(request.base_url).rstrip("/")
             answer["served"] = {**model.facts, "context": model.context, "model": model.name}
-            answer["examples"] = examples(base, model.name, key=self._config.api_key is not None)
+            answer["examples"] = page.examples(base, model.name, key=self._config.api_key is not None)
         return JSONResponse(answer)
 
     async def prometheus(self) -> PlainTextResponse:
@@ -147,9 +150,9 @@ class _Api:
     async def count_tokens(self, request: Request) -> Response:
         """Count the tokens of a prompt of `/v1/messages`."""
         try:
-            adapter = await self._read(Messages, request, self._ready()[1])
+            adapter, thread = await self._read(Messages, request, self._ready()[1])
             assert isinstance(adapter, Messages)
-            return JSONResponse(await self._tokenize(adapter.count))
+            return JSONResponse(await self._run(thread, adapter.count))
         except (ApiError, RequestError) as error:
             return _error_response(Messages.path, api_error(error, Messages.fields))
 
@@ -183,22 +186,32 @@ class _Api:
 
     async def _answer(self, protocol: type[Adapter], request: Request) -> Response:
         engine, model = self._ready()
-        adapter = await self._read(protocol, request, model)
+        adapter, thread = await self._read(protocol, request, model)
         if adapter.choices > (most := self._config.max_choices):
             raise ApiError(
                 400, f"n: at most {most} choices in one request (got {adapter.choices})", param="n"
             )
-        requests = await self._tokenize(adapter.requests)
+        requests = await self._run(thread, adapter.requests)
         return await Answering(adapter, engine, self.metrics).respond(request, requests)
 
-    async def _read(self, protocol: type[Adapter], request: Request, model: ServedModel) -> Adapter:
-        """Read and validate a request."""
+    async def _read(
+        self, protocol: type[Adapter], request: Request, model: ServedModel
+    ) -> tuple[Adapter, ThreadPoolExecutor]:
+        """Read and validate a request; also returns the thread that tokenizes it."""
         raw = await self._uploads.read(request, self._config.max_body_bytes)
 
-        def read() -> Adapter:
-            return protocol(body.parse_json(raw), model)
+        def read(model: ServedModel) -> Adapter:
+            return protocol(body.parse_json(raw, tokens=model.context), model)
 
-        return await asyncio.to_thread(read) if len(raw) > LARGE else read()
+        if len(raw) <= LARGE:
+            return read(model), self._small
+        return await self._run(self._large, lambda: read(self._copy(model))), self._large
+
+    def _copy(self, model: ServedModel) -> ServedModel:
+        """Return the model with a tokenizer of its own; on the thread of large requests."""
+        if self._copied is None or self._copied.name != model.name:
+            self._copied = replace(model, tokenizer=copy.deepcopy(model.tokenizer))
+        return self._copied
 
     def _ready(self) -> tuple[Engine, ServedModel]:
         """Return the engine and its model once they are loaded."""
@@ -213,8 +226,9 @@ class _Api:
             )
         return state.engine, state.model
 
-    async def _tokenize(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work)
+    @staticmethod
+    async def _run(thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(thread, work)
 
 
 def _error_response(path: str, error: ApiError) -> JSONResponse:

@@ -28,7 +28,8 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _whole(value: Any) -> Any:
+def whole(value: Any) -> Any:
+    """Return a JSON integer, also one written as 1.0."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, bool) or not isinstance(value, int):
@@ -37,8 +38,11 @@ def _whole(value: Any) -> Any:
 
 
 Number = Annotated[float, BeforeValidator(_number)]
-Whole = Annotated[int, BeforeValidator(_whole)]
+Whole = Annotated[int, BeforeValidator(whole)]
 LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+MAX_ITEMS = 4096  # of a list or an object in a field; pydantic checks all of them before other threads run
+MAX_MESSAGES = 10_000
+LENGTHS = {"messages": MAX_MESSAGES, "input": MAX_MESSAGES, "prompt": None}  # prompt: has its own check
 
 
 class RequestBody(BaseModel):
@@ -51,6 +55,10 @@ class RequestBody(BaseModel):
     def _drop_absent(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
+        for key in cls.model_fields:
+            value, most = data.get(key), LENGTHS.get(key, MAX_ITEMS)
+            if most and isinstance(value, list | dict) and len(value) > most:
+                raise ApiError(400, f"{key}: at most {most} items are allowed (got {len(value)})", param=key)
         return {
             key: value
             for key, value in data.items()

@@ -7,6 +7,9 @@ from llguidance import LLMatcher
 
 from jaccl_kernel.api.errors import ApiError
 
+MAX_NODES = 5000  # keys and values of a schema; llguidance's time grows with their square
+MAX_GRAMMAR = 128 << 10  # characters of a schema, a regular expression or a grammar
+MAX_CHOICES = 1024
 COMPACT = {"whitespace_flexible": False}  # otherwise a small model fills its answer with whitespace
 
 
@@ -21,6 +24,7 @@ def json_grammar(schema: dict[str, Any], param: str, *, strict: bool = True) -> 
     Raises:
         ApiError: 400, it is not a schema, or llguidance does not support it.
     """
+    _check_size(schema, param)
     try:
         grammar = str(LLMatcher.grammar_from_json_schema(schema, overrides=COMPACT | {"lenient": not strict}))
         problem = LLMatcher.validate_grammar(grammar)
@@ -77,6 +81,7 @@ def guided_grammar(kind: str, value: Any, param: str) -> str:
         if kind == "json":
             schema = json.loads(value) if isinstance(value, str) else value
             return json_grammar(schema, where, strict=False)
+        _check_size(value, where, MAX_CHOICES if kind == "choice" else MAX_NODES)
         if kind == "choice":
             value = "start: " + " | ".join(json.dumps(str(one), ensure_ascii=False) for one in value)
         make = LLMatcher.grammar_from_regex if kind == "regex" else LLMatcher.grammar_from_lark
@@ -87,6 +92,30 @@ def guided_grammar(kind: str, value: Any, param: str) -> str:
     if problem and not problem.startswith("WARNING"):
         raise ApiError(400, f"{where}: not supported: {problem}", param=where)
     return grammar
+
+
+def _check_size(given: Any, param: str, most: int = MAX_NODES) -> None:
+    """Reject what would take llguidance long to compile.
+
+    Raises:
+        ApiError: 400.
+    """
+    nodes, characters, rest = 0, 0, [given]
+    while rest:
+        one = rest.pop()
+        nodes += 1
+        if isinstance(one, str):
+            characters += len(one)
+        elif isinstance(one, dict):
+            rest += [*one, *one.values()]
+        elif isinstance(one, list):
+            rest += one
+        if nodes + len(rest) > most or characters > MAX_GRAMMAR:
+            raise ApiError(
+                400,
+                f"{param}: too large: at most {most} keys and values, and {MAX_GRAMMAR} characters",
+                param=param,
+            )
 
 
 def _moved(schema: Any, root: str) -> Any:

@@ -22,6 +22,7 @@ from jaccl_kernel.api.metrics import Metrics
 
 UPLOADS = 256 << 20  # total bytes of bodies in transfer
 UPLOAD_S = 30.0  # without data of the body, the server closes the request
+UPLOAD_RATE = 16 << 10  # bytes per second; after UPLOAD_S, the minimum average
 READING = ("GET", "HEAD", "OPTIONS")
 LOCAL_NAMES = ("localhost", "testserver")
 LOCAL_ENDINGS = (".local", ".localhost", ".internal", ".lan", ".home.arpa")
@@ -40,10 +41,14 @@ class Uploads:
             ApiError: 413 too large; 408 timeout; 503 the total is too large; 499 the client disconnected.
         """
         body = bytearray()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         parts = request.stream()
         try:
             while True:
-                async with asyncio.timeout(UPLOAD_S):
+                # without data, or slower than the minimum
+                end = min(loop.time(), began + len(body) / UPLOAD_RATE) + UPLOAD_S
+                async with asyncio.timeout_at(end):
                     part = await anext(parts, None)
                 if part is None:
                     return bytes(body)
@@ -56,7 +61,8 @@ class Uploads:
                         503, "too many request bodies in transfer", kind="server_error", retry_after=5
                     )
         except TimeoutError:
-            raise ApiError(408, f"received no data of the body for {UPLOAD_S:.0f} s") from None
+            took = loop.time() - began
+            raise ApiError(408, f"the body is too slow: {len(body)} bytes in {took:.0f} s") from None
         except ClientDisconnect:
             raise ApiError(GONE, "the client disconnected", kind="client_closed") from None
         finally:

@@ -13,12 +13,13 @@ from typing import Any
 
 import uvicorn
 
+from jaccl_kernel.api.connection import Connection
 from jaccl_kernel.core.errors import Busy
 
 GRACE_S = 2.0  # for open connections to finish
 BACKLOG = 512
-CONNECTIONS = 1024  # maximum open connections; a request on one more gets 503
-FILES = 128  # open files reserved for other uses: a Mac's default limit per process is 256
+CONNECTIONS = 1024  # maximum open connections; one more closes an idle one, or gets 503
+FILES = 128  # open files reserved for other uses
 
 
 class Http:
@@ -55,6 +56,7 @@ class Http:
             access_log=False,
             lifespan="off",
             ws="none",
+            http=Connection,
             server_header=False,
             timeout_keep_alive=75,
             limit_concurrency=_connections(),
@@ -78,7 +80,14 @@ class Http:
 
 
 def _connections() -> int:
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    """Raise the limit of open files, which is 256 on a Mac, and return the connections that it allows."""
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = CONNECTIONS + FILES
+    if files != resource.RLIM_INFINITY and files < wanted:
+        more = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (more, most))
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return CONNECTIONS if files == resource.RLIM_INFINITY else min(CONNECTIONS, max(16, files - FILES))
 
 

@@ -5,6 +5,7 @@ and 143 after SIGINT and SIGTERM. A command's module is imported only when the c
 `jaccl --help` is fast.
 """
 
+import errno
 import os
 import sys
 
@@ -47,6 +48,15 @@ COMMANDS = {
         "kernel": "Install the JACCL kernel, whose cells run on all ranks (`jaccl lab` does it itself)",
     },
 }  # fmt: skip
+_DISK = "Free disk space, or set JACCL_CACHE to a folder on another disk."
+_FOLDER = "Choose a folder that you may write, or set JACCL_CACHE to one."
+SYSTEM = {
+    errno.ENOSPC: _DISK, errno.EDQUOT: _DISK,
+    errno.EROFS: _FOLDER, errno.EACCES: _FOLDER, errno.EPERM: _FOLDER,
+    errno.EMFILE: "Raise the limit of open files: ulimit -n 1024.",
+    errno.ENFILE: "Close programs: this machine has no open file left.",
+}  # fmt: skip
+"""The fix of an error of the system."""
 HOSTFILE_COMMANDS = {
     "check": "Check a hostfile as mlx.launch and JACCL read it (exit 0: valid, 1: problems, 2: unreadable)",
     "new": "Write a template for these hosts, to edit",
@@ -62,6 +72,7 @@ MODULES = {
 
 def main(argv: list[str] | None = None) -> None:
     """Run the console script `jaccl`."""
+    _open_streams()
     sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
@@ -83,6 +94,10 @@ def run(words: list[str]) -> int:
     except BrokenPipeError:  # `jaccl … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno not in SYSTEM:
+            raise
+        return _fail(_system_error(error), 1)
     if isinstance(status, int):
         return status
     return 0 if {"--help", "-h", "--version"} & set(words) else 2  # no command: the help was shown
@@ -92,6 +107,26 @@ def _fail(error: JacclError, status: int) -> int:
     from jaccl_kernel.cli import terminal  # `jaccl --help` does not need it
 
     return terminal.fail(error, status)
+
+
+def _open_streams() -> None:
+    """Open the standard streams that the caller has closed (`2>&-`): a socket must not take their numbers."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+        if getattr(sys, name) is None:
+            mode = "w" if number else "r"
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def _system_error(error: OSError) -> JacclError:
+    """Return a disk, folder or process limit that no step has explained, as a sentence."""
+    from jaccl_kernel.core.errors import JobError
+
+    where = str(error.filename) if error.filename else ""
+    return JobError(f"{error.strerror}", where=where, fix=SYSTEM[error.errno or 0])
 
 
 def _missing(module: str, name: str) -> JacclError:

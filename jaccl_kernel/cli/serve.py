@@ -252,4 +252,5 @@ def logs(
             if not alive and not stopped:
                 reporter.note("[jaccl] down: the process was killed, or this machine restarted")
             return 0
-        time.sleep(POLL_S)
+        if reporter.wait_closed(POLL_S):  # `jaccl logs -f | head -1`
+            return 0

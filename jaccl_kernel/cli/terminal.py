@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import os
+import select
 import signal
 import sys
 from collections.abc import Coroutine, Iterable, Sequence
@@ -45,11 +46,18 @@ class Reporter:
 
     def note(self, text: str) -> None:
         """Print one or more lines."""
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError, ValueError):  # a closed terminal, a full disk
             if self._bars is not None:
                 self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
             else:
                 print(text, file=self._stream, flush=True)
+
+    def wait_closed(self, seconds: float) -> bool:
+        """Wait; returns early, and True, when the reader of the stream's pipe has gone."""
+        poll = select.poll()
+        with contextlib.suppress(OSError, ValueError):
+            poll.register(self._stream.fileno(), 0)  # POLLERR and POLLHUP are always reported
+        return any(what & (select.POLLERR | select.POLLHUP) for _, what in poll.poll(seconds * 1e3))
 
     def event(self, event: Event) -> None:
         """Report one event of a step."""
@@ -94,10 +102,11 @@ class Reporter:
         self._tasks = {}
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a step; the first SIGINT or SIGTERM cancels it and waits for its end, the second exits at once.
+        """Run a step; the first SIGINT, SIGTERM or SIGHUP cancels it and waits for its end.
 
-        The handlers are set even if the process was started with SIGINT ignored. An exit at once is safe: a
-        job's launcher ends its ranks when our end of its stdin closes.
+        The second exits at once. The handlers are set even if the process was started with SIGINT ignored;
+        SIGHUP stays ignored (nohup). An exit at once is safe: a job's launcher ends its ranks when our end of
+        its stdin closes.
         """
 
         async def guarded() -> T:
@@ -109,10 +118,11 @@ class Reporter:
                     self.close()
                     os._exit(128 + signum)
                 received.append(signum)
+                task.cancel()  # before the output, which may fail
                 self.note("Stopping …")
-                task.cancel()
 
-            for signum in (signal.SIGINT, signal.SIGTERM):
+            hangup = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+            for signum in (signal.SIGINT, signal.SIGTERM, *hangup):
                 asyncio.get_running_loop().add_signal_handler(signum, on_signal, signum)
             try:
                 return await task
@@ -120,7 +130,8 @@ class Reporter:
                 self.close()
                 if received:
                     self.note("Stopped. No process is left running.")
-                    sys.stdout.flush()
+                    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed
+                        sys.stdout.flush()
                     # at once: a second signal during the interpreter's shutdown would change the exit status
                     os._exit(128 + received[0])
                 raise

@@ -45,11 +45,15 @@ class Payload:
 
 @dataclass(frozen=True)
 class Go(Message):
-    """All ranks are ready: join within `join_deadline` seconds, then run the program with `payload`."""
+    """All ranks are ready: join as `size` ranks within `join_deadline` seconds, then run the program.
+
+    `size` is None only without a host.
+    """
 
     KIND = "go"
     join_deadline: float
     payload: Payload = field(default_factory=Payload)
+    size: int | None = None
 
 
 @dataclass(frozen=True)

@@ -189,6 +189,10 @@ class BenchOptions(JobOptions, BenchProgram):
         return ("bench", *to_argv(self.replace(model=model, prompt=self.text), BenchProgram))
 
 
+# the file with the API key, on rank 0's node, of a server that plain mlx.launch starts
+KEY_FILE_ENV = "JACCL_API_KEY_FILE"
+
+
 class ServeProgram(ModelOptions):
     """Load a model over the ranks and serve it as an OpenAI-compatible API on rank 0."""
 

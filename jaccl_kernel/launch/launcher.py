@@ -35,6 +35,11 @@ LINE_LIMIT = 1 << 16  # bytes; a longer output line is split, an event is not
 MARK = events.MARK.encode("ascii")
 STARTED = "@@jaccl-started"  # stdout before this line comes from the remote login shell
 RANK_ENV = "JACCL_KERNEL_RANK_ENV"
+# upstream's script writes to $(mktemp) without quotes: with a space in TMPDIR, every rank would run alone
+TEMPORARY = (
+    'case "${TMPDIR-}" in *[!A-Za-z0-9/._+-]*) export TMPDIR=/tmp;; esac; '
+    't=$(mktemp 2>/dev/null) && rm -f "$t" || export TMPDIR=/tmp; '
+)
 
 
 class _Streams(asyncio.subprocess.SubprocessStreamProtocol):
@@ -79,7 +84,7 @@ class Rank:
         self.number = number
         self.host = host
         self.local = host == "127.0.0.1"
-        script = f"printf '%s\\n' {STARTED}; {script}"
+        script = f"printf '%s\\n' {STARTED}; {TEMPORARY}{script}"
         # /bin/bash explicitly: upstream's script needs bash, and the remote login shell may be another
         command = ("/bin/bash", "-c", script)
         # the outer remote shell reports the exit status of a killed command; ssh itself reports only 255

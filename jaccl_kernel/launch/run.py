@@ -162,7 +162,7 @@ class JobProtocol:
             within=self.deadlines.ready,
         )
         join = self.deadlines.join
-        go = Go(join, payload)
+        go = Go(join, payload, self.job.spec.size)
         *first, last = range(self.job.spec.size)
         for rank in first:
             await self.job.send(go, to=rank)
@@ -227,7 +227,13 @@ class JobProtocol:
         match event.body:
             case Ready() as facts:
                 self.outcome.facts[event.rank] = facts
-            case Joined():
+            case Joined(size):
+                if size != self.job.spec.size:
+                    raise JobError(
+                        f"joined a group of {size} ranks instead of {self.job.spec.size}",
+                        where=self.job.ranks[event.rank].name,
+                        fix="Update jaccl-kernel on that node: `jaccl environment`.",
+                    )
                 self.joined.add(event.rank)
             case SmokeResult() | BenchResult() as result:
                 self.outcome.results[event.rank] = result

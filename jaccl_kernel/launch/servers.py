@@ -104,6 +104,14 @@ class ServerFolder:
         except (OSError, ValueError, TypeError):
             return None
 
+    def forget_key(self) -> None:
+        """Remove the API key from the files of a server that has ended."""
+        (self.path / "asked.json").unlink(missing_ok=True)
+        state = self.read()
+        if state and state.api_key is not None:
+            with contextlib.suppress(OSError):
+                self.write(replace(state, api_key=None))
+
     @contextlib.contextmanager
     def hold_lock(self) -> Iterator[None]:
         """Hold the lock that marks the server as running."""
@@ -176,9 +184,13 @@ def of_process(pid: int) -> str | None:
 
 
 def remove_old_folders() -> None:
-    """Remove the oldest folders of stopped servers beyond MAX_ENDED_FOLDERS."""
-    for one in [folder for folder in folders(alive=False) if not folder.alive()][:-MAX_ENDED_FOLDERS]:
+    """Remove the oldest folders of stopped servers beyond MAX_ENDED_FOLDERS, and the keys of the others."""
+    ended = [folder for folder in folders(alive=False) if not folder.alive()]
+    for one in ended[:-MAX_ENDED_FOLDERS]:
         shutil.rmtree(one.path, ignore_errors=True)
+    for one in ended:
+        if one.read():  # a server that was killed; without a state, it is being started
+            one.forget_key()
 
 
 def _root() -> Path:

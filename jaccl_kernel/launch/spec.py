@@ -41,10 +41,10 @@ class JobSpec:
         program: the arguments after `-m jaccl_kernel.ranks`; the program's name first.
         backend: mlx.launch's `--backend`.
         python: the interpreter on every node.
-        env: variables for every rank; a value here wins over the hostfile's `envs`, which win over our
         env: variables for every rank; they override the hostfile's `envs`, which override our
         rank_env: variables for each rank that runs on this machine, one mapping a rank (a simulated Mac's
             home, say); empty for none.
+        plain_env: further variables of the plain command only, for what the host sends to the ranks itself.
         starting_port: mlx.launch's `--starting-port`: the coordinator's (jaccl), or rank 0's first (ring).
     """
 
@@ -54,6 +54,7 @@ class JobSpec:
     python: str = sys.executable
     env: Mapping[str, str] = field(default_factory=dict)
     rank_env: tuple[Mapping[str, str], ...] = ()
+    plain_env: Mapping[str, str] = field(default_factory=dict)
     starting_port: int | None = None
 
     def __post_init__(self) -> None:
@@ -118,6 +119,7 @@ class JobSpec:
             job: the job id, which the ranks use in the names of their logs.
         """
         env = self.environment()
+        env |= {} if wired else self.plain_env
         if wired:
             env |= {WIRE_ENV: "1", "JACCL_KERNEL_JOB": job, "JACCL_KERNEL_BACKEND": self.backend}
         arguments = ["--backend", self.backend, "--hostfile", str(hostfile), "--python", self.python]

@@ -65,6 +65,7 @@ def _run(link: Link, argv: list[str] | None) -> int:
         link.send(facts(world.size))
         link.stage("wait", "waiting for the other ranks")
         go = link.receive(Go, deadline=GO_DEADLINE_S)
+    world.check_size(go.size)
     link.stage("join", f"joining as {world.name()}")
     group = worlds.join(world, deadline=go.join_deadline, log=link.log)
     link.send(Joined(world.size, world.backend))

@@ -51,7 +51,9 @@ class World:
                     where=f"rank {rank}",
                     fix="Start the ranks with mlx.launch or `jaccl`, which write this file.",
                 ) from error
-            return cls(rank, size, backend if size > 1 else "none")
+            world = cls(rank, size, backend if size > 1 else "none")
+            world.check_size(max(size, rank + 1))
+            return world
         return cls(0, 1, "none")
 
     @property
@@ -61,6 +63,20 @@ class World:
             return "none"
         ring = self.backend == "ring" or "MLX_JACCL_RING" in os.environ
         return "ring" if ring else "mesh"
+
+    def check_size(self, expected: int | None) -> None:
+        """Refuse to run with another number of ranks than the launch has; None if unknown.
+
+        Raises:
+            JobError: this process would run alone, or in another group.
+        """
+        if expected not in (None, self.size):
+            raise JobError(
+                f"this process was started as one of {self.size} ranks, but the job has {expected}",
+                where=f"rank {self.rank}",
+                fix="mlx.launch could not write the list of hosts on this node: check that TMPDIR is a "
+                "writable folder with free space, without spaces or quotes in its name.",
+            )
 
     def name(self) -> str:
         """ "rank 1 of 2 over ring"."""

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -24,7 +25,7 @@ from jaccl_kernel.api.http import Http
 from jaccl_kernel.core.errors import JobError
 from jaccl_kernel.core.events import Heartbeat, Serving, WorkerDown, WorkerRecovered
 from jaccl_kernel.core.messages import End, Message, Payload, Stop, WorkerDied
-from jaccl_kernel.core.options import ServeProgram
+from jaccl_kernel.core.options import KEY_FILE_ENV, ServeProgram, is_loopback
 from jaccl_kernel.inference.control import Leader
 from jaccl_kernel.inference.engine import Engine
 from jaccl_kernel.inference.loaded import LoadedModel, prepare
@@ -124,13 +125,16 @@ class Service:
         self.world = world
         self.group = group
         self.link = link
-        self.config = ServerConfig(
-            options.host,
-            options.port,
-            # a supervisor sends the key or none: the variable is only for plain mlx.launch
-            payload.api_key if link.wired else os.environ.get("JACCL_API_KEY"),
-            options.cors_origins,
-        )
+        # a supervisor sends the key or none: the variables are only for plain mlx.launch
+        key = payload.api_key if link.wired else _key_of_environment()
+        if key is None and not is_loopback(options.host):
+            raise JobError(
+                f"serving on {options.host} needs an API key",
+                where="rank 0",
+                fix=f"Write one to a file on rank 0's node and set {KEY_FILE_ENV} to its path, or use --host "
+                "127.0.0.1.",
+            )
+        self.config = ServerConfig(options.host, options.port, key, options.cors_origins)
         self.names = list(payload.names) or [""] * world.size
         self.facts = payload.facts
         self.state = ServerState()
@@ -243,6 +247,25 @@ class Service:
                     return
                 case End():
                     return
+
+
+def _key_of_environment() -> str | None:
+    """Return the API key of a server without a supervisor; None without one.
+
+    Raises:
+        JobError: the file cannot be read, or is empty.
+    """
+    name = os.environ.get(KEY_FILE_ENV)
+    if not name:
+        return os.environ.get("JACCL_API_KEY") or None
+    fix = f"On rank 0's node: umask 077; mkdir -p ~/.jaccl; openssl rand -hex 24 > {name}"
+    try:
+        key = Path(name).expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise JobError(f"cannot read the API key: {error}", where="rank 0", fix=fix) from error
+    if not key:
+        raise JobError(f"the API key file is empty: {name}", where="rank 0", fix=fix)
+    return key
 
 
 def fitting(context: int, capacity: int) -> int:

@@ -16,7 +16,7 @@ import pytest
 from mlx_lm.tokenizer_utils import NaiveStreamingDetokenizer, SPMStreamingDetokenizer, TokenizerWrapper
 from transformers import PreTrainedTokenizerBase
 
-from jaccl_kernel.api import answering, app, body, guard, http
+from jaccl_kernel.api import answering, app, body, connection, guard, http
 from jaccl_kernel.api.config import ServedModel
 from jaccl_kernel.api.templates import reserved
 from jaccl_kernel.inference.request import RequestError
@@ -532,10 +532,10 @@ def test_health_answers_while_a_large_body_is_read(
     reading, go = threading.Event(), threading.Event()
     parse = body.parse_json
 
-    def slowly(raw: bytes) -> dict[str, Any]:
+    def slowly(raw: bytes, **more: int) -> dict[str, Any]:
         reading.set()
         assert go.wait(300)
-        return parse(raw)
+        return parse(raw, **more)
 
     monkeypatch.setattr(body, "parse_json", slowly)
     answers: list[httpx.Response] = []
@@ -664,6 +664,7 @@ def test_uploads_and_connections_are_bounded(
     monkeypatch.setattr(guard, "UPLOADS", 3000)
     monkeypatch.setattr(guard, "UPLOAD_S", 0.2)
     monkeypatch.setattr(http, "CONNECTIONS", 4)
+    monkeypatch.setattr(connection, "FRESH_S", 600.0)  # an idle connection does not make room
     head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\n"
     with serving(engine, ServedModel("tiny", tokenizer, context=400, vocabulary=259)) as url:
         host, port = url.removeprefix("http://").split(":")

@@ -1,12 +1,15 @@
 """`jaccl stop` and `jaccl logs` for servers that are not running."""
 
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from jaccl_kernel.cli.main import main
 from jaccl_kernel.core.events import HOST, Body, Event, Failed, ServerStopped, Stage
-from jaccl_kernel.launch.servers import ServerFolder, ServerState
+from jaccl_kernel.launch.servers import ServerFolder, ServerState, remove_old_folders
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -40,6 +43,35 @@ def test_stop_with_nothing_running_says_what_starts_one(jaccl: Run) -> None:
     assert "no server is running" in told
     assert "jaccl serve HOSTFILE" in told
     assert jaccl("stop", "--all")[:2] == (0, "no server is running\n")
+
+
+def test_the_key_leaves_the_files_of_a_server_that_ended() -> None:
+    """Also of one that was killed: at the next start."""
+    ended, running = a_server(), a_server()
+    with running.hold_lock():
+        for one in (ended, running):
+            state = one.read()
+            assert state
+            one.write(replace(state, api_key="jaccl-secret"))
+            (one.path / "asked.json").write_text('{"api_key": "jaccl-secret"}')
+        remove_old_folders()
+        assert [path.name for path in ended.path.rglob("*") if "jaccl-secret" in path.read_text()] == []
+        kept = running.read()
+        assert kept
+        assert kept.api_key == "jaccl-secret"
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_following_a_log_ends_with_its_reader() -> None:
+    """`jaccl logs -f | head -1` of a server that runs and writes nothing."""
+    folder = a_server()
+    with folder.hold_lock():
+        command = [sys.executable, "-m", "jaccl_kernel.cli", "logs", "-f"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as following:
+            assert following.stdout
+            assert following.stdout.readline()
+            following.stdout.close()
+            assert following.wait(60) == 0
 
 
 def test_stop_with_two_servers_names_them(jaccl: Run) -> None:

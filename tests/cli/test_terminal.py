@@ -1,9 +1,20 @@
 """What a command tells at a terminal."""
 
+import errno
 import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import pytest
+
+from jaccl_kernel.cli import main
 from jaccl_kernel.cli.terminal import Reporter
 from jaccl_kernel.core.events import Event, Stage
+from jaccl_kernel.launch import servers
 
 
 def told(*stages: tuple[int, str, str, float | None]) -> list[str]:
@@ -36,3 +47,56 @@ def test_each_rank_is_told_once_a_stage() -> None:
         "[rank 0] join: ", "[rank 1] join: ", "[jaccl] prepare: a", "[jaccl] prepare: b",
         "[rank 1] serve: following rank 0",
     ]  # fmt: skip
+
+
+WAITING = """
+import asyncio, sys, pathlib
+from jaccl_kernel.cli import main, terminal
+async def work():
+    pathlib.Path(sys.argv[1]).touch()
+    try:
+        await asyncio.Event().wait()
+    finally:
+        pathlib.Path(sys.argv[2]).touch()
+main._open_streams()
+terminal.Reporter(sys.stderr).run(work())
+"""
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&- <&-", "2>/dev/full", ""])
+def test_a_signal_is_obeyed_whatever_the_output(tmp_path: Path, signum: signal.Signals, closed: str) -> None:
+    ready, ended = tmp_path / "ready", tmp_path / "ended"
+    shell = f'exec "$0" -c "$1" "$2" "$3" {closed}'
+    if "/dev/full" in closed and not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    command = ["/bin/sh", "-c", shell, sys.executable, WAITING, str(ready), str(ended)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        try:
+            end = time.monotonic() + 60
+            while not ready.exists():
+                assert time.monotonic() < end
+                time.sleep(0.02)
+            process.send_signal(signum)
+            assert process.wait(60) == 128 + signum
+        finally:
+            process.kill()
+    assert ended.exists()  # the step has cleaned up
+
+
+@pytest.mark.parametrize(
+    ("number", "fix"),
+    [(errno.ENOSPC, "Free disk space"), (errno.EROFS, "JACCL_CACHE"), (errno.EMFILE, "ulimit")],
+)
+def test_a_limit_of_the_system_is_a_sentence(
+    number: int, fix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), "/the/file")
+
+    monkeypatch.setattr(servers, "folders", full)
+    assert main.run(["logs"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: /the/file: {os.strerror(number)}")
+    assert fix in told

@@ -48,6 +48,31 @@ async def test_two_ranks_join_prove_the_group_and_exit(monkeypatch: pytest.Monke
     assert outcome.command == (Path(started.folder) / "command.txt").read_text().strip()
 
 
+@pytest.mark.parametrize("name", ["a b", "it's", 'a"b', "$(x)", "missing"])
+async def test_the_size_is_right_whatever_the_name_of_tmpdir(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Upstream's script does not quote the names of its temporary files."""
+    if name != "missing":
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / name))
+    results = (await run(smoke(2))).results_of(SmokeResult)
+    assert [result.size for result in results] == [2, 2]
+    assert list(tmp_path.glob("*/*")) == []
+
+
+async def test_ranks_that_would_run_alone_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list of hosts is not written on any node: no rank may take that for a job of one rank."""
+    (tmp_path / "mktemp").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "mktemp").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(RankDied, match="the job has 2") as caught:
+        await run(smoke(2))
+    assert "TMPDIR" in caught.value.fix
+
+
 async def test_one_rank_has_no_group() -> None:
     outcome = await run(smoke(1))
     assert outcome.results == [SmokeResult(None, 1)]

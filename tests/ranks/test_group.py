@@ -40,6 +40,23 @@ def test_one_host_is_no_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, t
     assert World.from_environment() == World(0, 1, "none")
 
 
+def test_a_rank_beyond_the_list_of_hosts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a rank finds whose TMPDIR has a space: mlx.launch could not write the file."""
+    (tmp_path / "hosts").write_text("")
+    monkeypatch.setenv("MLX_HOSTFILE", str(tmp_path / "hosts"))
+    monkeypatch.setenv("MLX_RANK", "1")
+    with pytest.raises(JobError, match="one of 1 ranks, but the job has 2") as caught:
+        World.from_environment()
+    assert "TMPDIR" in caught.value.fix
+
+
+def test_another_size_than_the_hosts_is_refused() -> None:
+    World(0, 2, "ring").check_size(2)
+    World(0, 2, "ring").check_size(None)  # without a host
+    with pytest.raises(JobError, match="one of 1 ranks, but the job has 2"):
+        World(0, 1, "none").check_size(2)
+
+
 def test_a_file_that_is_gone_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLX_HOSTFILE", "/nowhere/hosts")
     with pytest.raises(JobError, match="MLX_HOSTFILE"):

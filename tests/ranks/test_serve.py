@@ -1,5 +1,6 @@
 """What a serving rank decides by itself."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,3 +34,27 @@ def test_the_environments_key_is_for_ranks_without_a_supervisor(
     options = ServeProgram(model="m")
     one = Service(options, World(0, 1, "none"), None, link, payload)
     assert one.config.api_key == key
+
+
+def test_an_address_beyond_loopback_needs_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JACCL_API_KEY", raising=False)
+    link: Any = SimpleNamespace(wired=False, next_message=None)
+
+    def key(host: str) -> str | None:
+        options = ServeProgram(model="m", host=host)
+        return Service(options, World(0, 1, "none"), None, link, Payload()).config.api_key
+
+    assert key("127.0.0.1") is None
+    for host in ("0.0.0.0", "::", "192.168.1.2", "mac1.local"):
+        with pytest.raises(JobError, match="needs an API key") as caught:
+            key(host)
+        assert "JACCL_API_KEY_FILE" in caught.value.fix
+    file = tmp_path / "key"
+    monkeypatch.setenv("JACCL_API_KEY_FILE", str(file))
+    with pytest.raises(JobError, match="cannot read the API key"):
+        key("0.0.0.0")
+    file.write_text("\n")
+    with pytest.raises(JobError, match="empty"):
+        key("0.0.0.0")
+    file.write_text("secret\n")
+    assert key("0.0.0.0") == "secret"

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainValidator, model_validator
 
 from jaccl_kernel.api.adapter import Answer
 from jaccl_kernel.api.config import ServedModel
 from jaccl_kernel.api.errors import ApiError
-from jaccl_kernel.api.fields import Whole, validate
+from jaccl_kernel.api.fields import Whole, validate, whole
 from jaccl_kernel.api.openai.shared import UNSUPPORTED, OpenAIAdapter, OpenAIRequest
 from jaccl_kernel.api.templates import Prompt, checked, reject_oversized
 from jaccl_kernel.inference.request import Chunk, Text, TextOptions, Token
@@ -16,10 +16,40 @@ from jaccl_kernel.inference.request import Chunk, Text, TextOptions, Token
 DEFAULT_TOKENS = 16  # OpenAI's default
 
 
+def _prompt(given: Any) -> Any:
+    """Check a prompt, up to the first invalid value.
+
+    Pydantic would try each of the four forms on every value, with an error for each, while no other thread
+    runs: a million values ended the server.
+    """
+    if isinstance(given, list) and given:
+        if all(isinstance(one, str) for one in given):
+            return given
+        if isinstance(given[0], list):
+            return [_token_ids(one) for one in given]
+        return _token_ids(given)
+    if not isinstance(given, str | list):
+        raise ValueError(PROMPTS)  # noqa: TRY004  pydantic converts a ValueError
+    return given
+
+
+def _token_ids(given: Any) -> list[int]:
+    if not isinstance(given, list):
+        raise ValueError(PROMPTS)  # noqa: TRY004  as above
+    try:
+        return [whole(one) for one in given]
+    except ValueError:
+        raise ValueError(PROMPTS) from None
+
+
+PROMPTS = "must be a string, a list of strings, a list of token ids, or a list of such lists"
+Prompts = str | list[str] | list[int] | list[list[int]]
+
+
 class CompletionRequest(OpenAIRequest):
     """The body."""
 
-    prompt: str | list[str] | list[Whole] | list[list[Whole]]
+    prompt: Annotated[Prompts, PlainValidator(_prompt, json_schema_input_type=Prompts)]
     logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = None
     echo: bool = False
     best_of: Whole | None = None

@@ -99,14 +99,20 @@ class Responses(Adapter):
         self._begun = False
 
     def requests(self) -> list[Request]:
-        """See Adapter. `truncation: auto` drops the oldest turns until the rest fits."""
+        """See Adapter. `truncation: auto` drops the oldest turns until the rest fits.
+
+        Drops 1, 1, 2, 4, … turns: each attempt tokenizes the rest.
+        """
+        dropped = 0
         while True:
             try:
                 return _renamed(self._chat.requests)
             except ApiError as error:
                 too_long = error.code == "context_length_exceeded"
-                if not too_long or self._asked.truncation != "auto" or not self._drop_oldest():
+                turns = max(1, dropped)
+                if not too_long or self._asked.truncation != "auto" or not self._drop_oldest(turns):
                     raise
+                dropped += turns
                 self._chat = _renamed(lambda: ChatCompletions(self._chat_body(), self._model))
 
     def events(self, index: int, chunk: Chunk) -> Iterator[Event]:
@@ -176,14 +182,18 @@ class Responses(Adapter):
             )
         return list(stored.items)
 
-    def _drop_oldest(self) -> bool:
-        """Drop the oldest turn: all items before the second user message. Returns False for a single turn."""
+    def _drop_oldest(self, turns: int) -> bool:
+        """Drop the oldest turns, each with all items before the next user message; not the last one.
+
+        Returns False for a single turn.
+        """
         every = [*self._before, *self._items]
         users = [at for at, item in enumerate(every) if role_of(item) == "user"]
         if len(users) < 2:
             return False
-        kept = [item for item in every[: users[1]] if role_of(item) in ("system", "developer")]
-        self._before, self._items = [], [*kept, *every[users[1] :]]
+        begin = users[min(turns, len(users) - 1)]
+        kept = [item for item in every[:begin] if role_of(item) in ("system", "developer")]
+        self._before, self._items = [], [*kept, *every[begin:]]
         return True
 
     def _chat_body(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import BeforeValidator, Field
 
 from jaccl_kernel.api.adapter import Adapter, Answer, Event
 from jaccl_kernel.api.config import ServedModel
@@ -30,6 +30,7 @@ from jaccl_kernel.inference.request import (
 from jaccl_kernel.inference.text import TokenText, token_text
 
 MAX_STOPS = 16
+MAX_STOP = 1024  # characters
 GREEDY = 1e-6  # a lower temperature overflows the logits: it selects the most likely token
 
 # OpenAI's fields that this server does not support, with the values that request nothing.
@@ -43,9 +44,13 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def _few(stops: list[str]) -> list[str]:
-    if len(stops) > MAX_STOPS:
+def _few(stops: Any) -> Any:
+    """Check the number and lengths first: every choice searches its text for all of them."""
+    stops = [stops] if isinstance(stops, str) else stops
+    if isinstance(stops, list) and len(stops) > MAX_STOPS:
         raise ValueError(f"at most {MAX_STOPS} stop strings are allowed")
+    if isinstance(stops, list) and any(isinstance(one, str) and len(one) > MAX_STOP for one in stops):
+        raise ValueError(f"a stop string has at most {MAX_STOP} characters")
     return stops
 
 
@@ -74,14 +79,9 @@ class OpenAIRequest(RequestBody):
     xtc_threshold: Annotated[Number, Field(ge=0, le=0.5)] = 0.1
     logit_bias: dict[str, Annotated[Number, Field(ge=-1000, le=1000)]] = Field(default_factory=dict)
     seed: Whole | None = None
-    stop: Annotated[list[str], AfterValidator(_few)] = Field(default_factory=list)
+    stop: Annotated[list[str], BeforeValidator(_few)] = Field(default_factory=list)
     n: Annotated[Whole, Field(ge=1)] = 1
     user: Any = None
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _list_of_stops(cls, stop: Any) -> Any:
-        return [stop] if isinstance(stop, str) else stop
 
     def stops(self) -> tuple[str, ...]:
         """Return the stop strings without empty ones."""

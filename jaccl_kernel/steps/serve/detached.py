@@ -217,8 +217,10 @@ def _spawn(folder: servers.ServerFolder, hostfile: Path, options: ServeOptions) 
 
 
 def read_asked(folder: Path) -> tuple[Path, ServeOptions]:
-    """Return the hostfile and options of a detached server."""
-    asked = json.loads((folder / "asked.json").read_text(encoding="utf-8"))
+    """Return the hostfile and options of a detached server, and remove their file: it has the API key."""
+    file = folder / "asked.json"
+    asked = json.loads(file.read_text(encoding="utf-8"))
+    file.unlink(missing_ok=True)
     return Path(asked["hostfile"]), ServeOptions(**asked["options"])
 
 

@@ -28,7 +28,7 @@ from jaccl_kernel.core.events import (
     WorkerRecovered,
 )  # fmt: skip
 from jaccl_kernel.core.messages import Ack, Payload, ServeFacts, Stop, WorkerDied
-from jaccl_kernel.core.options import ServeOptions
+from jaccl_kernel.core.options import KEY_FILE_ENV, ServeOptions
 from jaccl_kernel.hostfile.hostfile import LOCAL, Hostfile
 from jaccl_kernel.hostfile.lint import effective_backend
 from jaccl_kernel.launch import lock, ports, servers
@@ -42,6 +42,7 @@ from jaccl_kernel.steps.serve.address import address_of, only_there, url_of
 from jaccl_kernel.steps.serve.watch import Watch
 
 LOOK_S = 0.5
+KEY_FILE = "~/.jaccl/api-key"  # on rank 0's node; in the plain command, which must not show the key
 GOODBYE_S = 6.0  # for open streams and ranks to end
 MAX_FAILURES = 5  # within this many seconds, after which a restart is not tried again
 FAILURES_WINDOW_S = 600.0
@@ -87,6 +88,7 @@ async def serve(
             on_event(event)
 
         one = _Server(hostfile, options, backend, model, facts, home, url, tell, deadlines)
+        servers.remove_old_folders()  # and the keys of servers that were killed
         one.register()
         try:
             await one.run()
@@ -97,6 +99,7 @@ async def serve(
             tell(Event(HOST, Failed.of(error)))
             raise
         finally:
+            home.forget_key()
             servers.remove_old_folders()
 
 
@@ -202,6 +205,7 @@ class _Server:
             python=self.options.python or sys.executable,
             env=self.options.environment(),
             rank_env=self.cluster.rank_env,
+            plain_env={KEY_FILE_ENV: KEY_FILE} if self.options.api_key else {},
             starting_port=self.options.starting_port,
         )
         job = Job(with_free_ports(spec, reserved=(self.options.port, self.options.ctrl_port)))

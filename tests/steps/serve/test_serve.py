@@ -328,8 +328,9 @@ async def test_a_detached_one_is_found_followed_and_stopped(tiny_model: Path, ho
     assert not [command for command in commands if key in command]
     assert key not in running.folder.events.read_text() + running.folder.log.read_text()
     assert (running.folder.path / "state.json").stat().st_mode & 0o077 == 0
-    assert (running.folder.path / "asked.json").stat().st_mode & 0o077 == 0
+    assert not (running.folder.path / "asked.json").exists()
     assert await found.stop() == "stopped"
+    assert not [one for one in running.folder.path.iterdir() if key in one.read_text()]
     assert not running.alive()
     assert (await running.status())["state"] == "stopped"
 
