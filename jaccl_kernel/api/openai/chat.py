@@ -13,7 +13,16 @@ from jaccl_kernel.api.fields import Whole, text_of, validate
 from jaccl_kernel.api.formats import GUIDES, guided_grammar, json_grammar
 from jaccl_kernel.api.openai.shared import UNSUPPORTED, OpenAIAdapter, OpenAIRequest
 from jaccl_kernel.api.templates import Conversation, Prompt, render
-from jaccl_kernel.inference.request import Chunk, Reasoning, Text, TextOptions, Token, ToolCall, ToolCalls
+from jaccl_kernel.inference.request import (
+    CallArguments,
+    CallBegin,
+    Chunk,
+    Reasoning,
+    Text,
+    TextOptions,
+    Token,
+    ToolCall,
+)
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -56,7 +65,7 @@ class ChatCompletions(OpenAIAdapter):
             raise ApiError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
         logprobs = (chat.top_logprobs or 0) if chat.logprobs else None
         super().__init__(chat, model, choices=chat.n, logprobs=logprobs)
-        self._calls: dict[int, int] = {}  # choice -> tool calls sent so far
+        self._calls: dict[int, int] = {}  # choice -> number of its current tool call
         self._begun: set[int] = set()
 
     def limit(self) -> int | None:
@@ -71,6 +80,7 @@ class ChatCompletions(OpenAIAdapter):
             messages=[_message(one, at) for at, one in enumerate(chat.messages)],
             tools=tools,
             forced=_forced(chat, tools),
+            several=chat.parallel_tool_calls and "function" not in chat.tool_choice,
             grammar=_format_grammar(chat.response_format) or _guided_grammar(chat),
             arguments=_template_arguments(chat),
             continues=chat.continue_final_message and chat.messages[-1].get("role") == "assistant",
@@ -93,12 +103,12 @@ class ChatCompletions(OpenAIAdapter):
                 delta["content"] = chunk.text
             case Reasoning():
                 delta |= {"reasoning_content": chunk.text, "reasoning": chunk.text}
-            case ToolCalls():
-                start = self._calls.get(index, 0)
-                self._calls[index] = start + len(chunk.calls)
-                delta["tool_calls"] = [
-                    {"index": at, **_call(call)} for at, call in enumerate(chunk.calls, start)
-                ]
+            case CallBegin():
+                self._calls[index] = at = self._calls.get(index, -1) + 1
+                delta["tool_calls"] = [{"index": at, **_call(ToolCall(chunk.name, "", chunk.id))}]
+            case CallArguments():
+                function = {"arguments": chunk.text}
+                delta["tool_calls"] = [{"index": self._calls[index], "function": function}]
         return {"delta": delta}
 
     def choice_body(self, index: int, answer: Answer) -> dict[str, Any]:
