@@ -94,6 +94,10 @@ class Adapter(ABC):
     def requests(self) -> list[Request]:
         """Return the engine's requests, one per choice. Tokenizes: not on the event loop or two threads."""
 
+    def warnings(self) -> list[str]:
+        """Return what the answer does not enforce, once the requests are made."""
+        return []
+
     @abstractmethod
     def events(self, index: int, chunk: Chunk) -> Iterable[Event]:
         """Return the events of a choice's next chunk."""

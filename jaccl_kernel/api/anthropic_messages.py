@@ -99,6 +99,10 @@ class Messages(Adapter):
         self._prompt_tokens = len(request.prompt)
         return [request]
 
+    def warnings(self) -> list[str]:
+        """See Adapter."""
+        return self._chat.warnings()
+
     def count(self) -> dict[str, int]:
         """Return the response of `/v1/messages/count_tokens`."""
         [request] = self.requests()

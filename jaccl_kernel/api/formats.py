@@ -1,6 +1,7 @@
 """Grammars for an answer: a JSON schema, or a call of one of several tools."""
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,18 @@ def json_grammar(schema: dict[str, Any], param: str, *, strict: bool = True) -> 
     if problem and not problem.startswith("WARNING"):
         raise ApiError(400, f"{param}: this schema is not supported: {problem}", param=param)
     return grammar
+
+
+def unenforced(schema: dict[str, Any]) -> str:
+    """Return the keywords of a valid schema that llguidance cannot enforce; "" for none."""
+    try:
+        problem = LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(schema))
+    except ValueError:  # the grammar of the answer reports it
+        return ""
+    if not problem or problem.startswith("WARNING"):
+        return ""
+    named = re.search(r"Unimplemented keys: \[(.*?)\]", problem)
+    return named[1].replace('"', "") if named else " ".join(problem.split())[:200]
 
 
 def answer_grammar(

@@ -162,6 +162,11 @@ def test_keywords_that_no_grammar_enforces_are_refused_only_if_strict(
 ) -> None:
     several = {"type": "array", "uniqueItems": True, "items": {"type": "string"}}
     parameters = {"type": "object", "properties": {"a": several}, "required": ["a"]}
+    body = {"messages": USER, "tools": [tool("set", parameters)], "tool_choice": "required"}
+    for stream in (False, True):
+        answer = post(url, CHAT, body | {"stream": stream})
+        assert answer.headers["x-warning"] == "tools.set: not enforced: uniqueItems"
+    assert "x-warning" not in post(url, CHAT, body | {"tool_choice": "auto"}).headers
     message(url, tools=[tool("set", parameters)], tool_choice="required")
     assert accepted(tokenizer, engine, hermes("set", '{"a":["x"]}'))
     assert not accepted(tokenizer, engine, hermes("set", '{"a":[1]}'))
@@ -297,3 +302,29 @@ def test_arguments_of_every_kind_are_kept(
     say(engine, tokenizer, f'<tool_call>\n{{"name": "weather", {call}}}\n</tool_call>')
     [told] = message(url, tools=[WEATHER])["tool_calls"]
     assert told["function"]["arguments"] == arguments
+
+
+def test_a_format_names_the_keywords_that_it_does_not_enforce(url: str) -> None:
+    schema = {"type": "array", "uniqueItems": True}
+    formats = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    answer = post(url, CHAT, {"messages": USER, "response_format": formats})
+    assert (answer.status_code, answer.headers["x-warning"]) == (
+        200,
+        "response_format: not enforced: uniqueItems",
+    )
+    formats["json_schema"]["strict"] = True  # type: ignore[index]
+    assert post(url, CHAT, {"messages": USER, "response_format": formats}).status_code == 400
+
+
+def test_any_model_id_if_the_server_allows_it(engine: Engine, tokenizer: Any, url: str) -> None:
+    assert post(url, CHAT, {"messages": USER, "model": "gpt-4o"}).status_code == 404
+    model = ServedModel("tiny", tokenizer, 4000, len(tokenizer) + 2, any_name=True)
+    with serving(engine, model) as allowing:
+        for path, body in (
+            (CHAT, {"messages": USER}),
+            ("/v1/completions", {"prompt": "x"}),
+            ("/v1/responses", {"input": "x"}),
+            ("/v1/messages", {"messages": USER, "max_tokens": 9}),
+        ):
+            answer = post(allowing, path, body | {"model": "gpt-4o"})
+            assert (answer.status_code, answer.json()["model"]) == (200, "tiny")

@@ -111,6 +111,10 @@ class Responses(Adapter):
                     raise
                 self._chat = _renamed(lambda: ChatCompletions(self._chat_body(), self._model))
 
+    def warnings(self) -> list[str]:
+        """See Adapter."""
+        return self._chat.warnings()
+
     def events(self, index: int, chunk: Chunk) -> Iterator[Event]:
         """See Adapter."""
         if not self._begun:
