@@ -115,6 +115,24 @@ class Stage(Body):
 
 
 @dataclass(frozen=True)
+class Pulse(Body):
+    """A rank's process runs; sent once per second by a thread of its own, also during a collective.
+
+    Attributes:
+        still_s: seconds since its work last made progress.
+        longest_s: the longest time between two points of progress in the present stage.
+        points: points of progress that were seen in the present stage.
+        steps: steps of the model so far; 0 before the first.
+    """
+
+    KIND = "pulse"
+    still_s: float
+    longest_s: float
+    points: int
+    steps: int = 0
+
+
+@dataclass(frozen=True)
 class Line(Body):
     """One line of output; `stream` is "out" or "err"."""
 
@@ -125,11 +143,18 @@ class Line(Body):
 
 @dataclass(frozen=True)
 class SmokeResult(Body):
-    """Result of `smoke`: median seconds of a 4 KB all_sum (None for one rank), and the number of ranks."""
+    """Result of `smoke`.
+
+    Attributes:
+        latency_s: median seconds of a 4 KB all_sum; None for one rank.
+        size: the number of ranks.
+        proven_bytes: the largest message whose sums were correct; 0 for one rank.
+    """
 
     KIND = "result"
     latency_s: float | None
     size: int
+    proven_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -279,7 +304,7 @@ class PointMeasured(Body):
 
 
 WireEvent = (
-    Hello | Ready | Joined | RankError | Done | Exited | Stage | Line | SmokeResult | BenchResult
+    Hello | Ready | Joined | RankError | Done | Exited | Stage | Pulse | Line | SmokeResult | BenchResult
     | AnswerChunk | AnswerEnd | Serving | Heartbeat | WorkerDown | WorkerRecovered
     | JobStarted | Failed | Restarting | ServerStopped | RanksKilled
 )  # fmt: skip

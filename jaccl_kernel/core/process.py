@@ -9,6 +9,8 @@ import contextlib
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -295,3 +297,17 @@ class _Pipe:
         if self._on_line:
             for line in filter(None, lines):
                 self._on_line(line.decode(errors="replace"))
+
+
+def is_suspended(pid: int) -> bool:
+    """Whether a process of this machine is stopped by a signal (SIGSTOP, Ctrl-Z)."""
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        if sys.platform == "linux":
+            state = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
+        else:
+            command = ("ps", "-o", "stat=", "-p", str(pid))
+            state = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False).stdout
+    except (OSError, IndexError, subprocess.TimeoutExpired):
+        return False
+    return state.strip().startswith("T")

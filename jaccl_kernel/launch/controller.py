@@ -23,11 +23,13 @@ from typing import Any, Self
 
 from jaccl_kernel.core.errors import DeadlineExceeded, JobError
 from jaccl_kernel.core.paths import cache_dir
+from jaccl_kernel.launch import ports
 from jaccl_kernel.launch.cleanup import finish_cleanup
 from jaccl_kernel.nodes.ssh_node import SshNode
 from jaccl_kernel.nodes.transfer import RoutedNode
 
-PORTS = (41100, 41119)  # ranks on other machines connect to these; a firewall must allow them
+FAR_PORTS = (31_100, 31_119)  # ranks on other machines connect to these; a firewall must allow them
+PORT_COUNT = 20  # of a controller, which uses 18
 START_S = 20.0
 HEARTBEAT_MS = (
     100  # an engine registers after one or two heartbeats: the default of 3000 makes a start take 7 s
@@ -50,6 +52,9 @@ class Controller:
     async def __aenter__(self) -> Self:
         """Start the process, without waiting until it is ready."""
         address = await _address_towards(self._remote_host) if self._remote_host else LOOPBACK
+        # not those that it would choose: a connection of any program can take them before it listens
+        fixed = self._remote_host and ports.are_free(FAR_PORTS[0], PORT_COUNT)
+        first = FAR_PORTS[0] if fixed else ports.choose(PORT_COUNT)
         self.folder.mkdir(parents=True, mode=0o700)
         security = self.folder / "security"
         arguments = [
@@ -61,10 +66,11 @@ class Controller:
             "--HeartMonitor.max_heartmonitor_misses=1000000",
             "--IPController.db_class=NoDB",
             "--IPController.use_threads=True",
+            f"--ports={first}-{first + PORT_COUNT - 1}",
             "--log-level=40",
         ]
         if self._remote_host:
-            arguments += ["--IPController.enable_curve=True", f"--ports={PORTS[0]}-{PORTS[1]}"]
+            arguments.append("--IPController.enable_curve=True")
         self._client, self._engine = (security / f"ipcontroller-{role}.json" for role in ("client", "engine"))
         # a file, not a pipe: the heart monitor would keep a pipe open, which hides the controller's exit
         with (self.folder / "stderr.txt").open("wb") as errors:

@@ -24,7 +24,9 @@ from jaccl_kernel.core.events import (
     Done,
     Event,
     Exited,
+    Hello,
     Line,
+    Pulse,
     RankError,
     Ready,
     Stage,
@@ -32,6 +34,7 @@ from jaccl_kernel.core.events import (
 )
 from jaccl_kernel.core.messages import Message, TemporaryFiles, encode_message
 from jaccl_kernel.core.paths import cache_dir
+from jaccl_kernel.core.process import is_suspended
 from jaccl_kernel.launch.cleanup import finish_cleanup
 from jaccl_kernel.launch.records import RECORDS, Deliver, Ended, EndJob, Output, PidFile, Started
 from jaccl_kernel.launch.spec import JobSpec, scrubbed_environ
@@ -49,7 +52,8 @@ class RankState:
 
     number: int
     name: str
-    pid: int | None = None  # only for a rank on this machine
+    pid: int | None = None  # of its process group, only for a rank on this machine
+    program_pid: int | None = None  # of its Python process, on its machine
     stage: str = "start"
     ready: bool = False
     done: bool = False
@@ -57,7 +61,13 @@ class RankState:
     ended_at: float | None = None
     error: RankError | None = None
     failed_at: float | None = None  # when it reported its error, on its own clock
+    heard_at: float | None = None  # when the last line of it arrived, on this machine's monotonic clock
+    pulse: Pulse | None = None  # its last one
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
+
+    def is_suspended(self) -> bool:
+        """Whether its process is known to be stopped by a signal; only of a rank on this machine."""
+        return bool(self.pid and self.program_pid and is_suspended(self.program_pid))
 
 
 class Job:
@@ -231,10 +241,14 @@ class Job:
             self.launcher_stderr.append(line.decode("utf-8", errors="replace").rstrip())
 
     def _handle_line(self, rank: RankState, text: str, stream: str) -> None:
+        rank.heard_at = time.monotonic()
+        output, event = decode_line(text)
+        if event and event.rank == rank.number and isinstance(event.body, Pulse):  # for launch/watchdog.py
+            rank.pulse = event.body
+            return
         if self._logs:
             with contextlib.suppress(OSError, ValueError):  # a full disk must not end the job
                 self._logs[rank.number].write(text + "\n")
-        output, event = decode_line(text)
         if event is not None and event.rank != rank.number:  # accept only the rank's own events
             output, event = text, None
         if output:
@@ -243,6 +257,8 @@ class Job:
         if event is None:
             return
         match event.body:
+            case Hello(pid):
+                rank.program_pid = pid
             case Stage(name):
                 rank.stage = name
             case RankError() as error:

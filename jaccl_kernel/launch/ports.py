@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from jaccl_kernel.core.errors import Busy, InputError
 
 LAUNCH_DEFAULT = 32323  # of mlx.launch
-FIRST, LAST = 10_000, 32_000  # below the ephemeral ports of Linux (from 32768) and macOS (from 49152)
+FIRST, LAST = 10_000, 31_000  # below the ephemeral ports of Linux (from 32768) and macOS (from 49152)
 TRIES = 1000
 ADDRESS = "127.0.0.1"
 

@@ -5,6 +5,7 @@ the error names the rank that failed first.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -25,6 +26,7 @@ from jaccl_kernel.core.messages import Ack, Go, Payload
 from jaccl_kernel.launch import diagnose, lock, ports
 from jaccl_kernel.launch.job import Job
 from jaccl_kernel.launch.spec import JobSpec
+from jaccl_kernel.launch.watchdog import LOOK_S, STILL_S, Watchdog
 
 OnEvent = Callable[[Event], None]
 Result = SmokeResult | BenchResult
@@ -125,6 +127,7 @@ class JobProtocol:
         self.job = job
         self.on_event = on_event
         self.deadlines = deadlines
+        self.watchdog = Watchdog(job.ranks)
         size = job.spec.size
         self.outcome = Outcome(job.id, command, [Ready()] * size, [None] * size)
         self.joined: set[int] = set()
@@ -136,7 +139,7 @@ class JobProtocol:
             lambda: {rank.number for rank in self.job.ranks if rank.done},
             "to make progress",
             within=self.deadlines.silence,
-            restart_deadline=True,
+            working=True,
         )
         await self.end()
         self._check_results()
@@ -175,16 +178,27 @@ class JobProtocol:
         await self._until_ended()
 
     async def _until(
-        self, arrived: Callable[[], set[int]], what: str, *, within: float, restart_deadline: bool = False
+        self, arrived: Callable[[], set[int]], what: str, *, within: float, working: bool = False
     ) -> None:
-        """Handle events until `arrived()` contains every rank; `restart_deadline`: after each event."""
+        """Handle events until `arrived()` contains every rank.
+
+        Args:
+            arrived: returns the ranks that have arrived.
+            what: what the others are waited for, for the error.
+            within: seconds.
+            working: the ranks are at work: each event starts the deadline again, and the watchdog judges
+                their progress.
+        """
         everyone = set(range(self.job.spec.size))
         loop = asyncio.get_running_loop()
         end = loop.time() + within
         while missing := everyone - arrived():
             try:
-                event = await self.job.next_event(max(0.0, end - loop.time()))
+                event = await self.job.next_event(min(LOOK_S, max(0.0, end - loop.time())))
             except TimeoutError:
+                self._look(working)
+                if loop.time() < end:
+                    continue
                 names = ", ".join(f"rank {r} ({self.job.ranks[r].name})" for r in sorted(missing))
                 raise DeadlineExceeded(
                     f"waited {within:.0f} s for {names} {what}; last stage: "
@@ -194,9 +208,14 @@ class JobProtocol:
                 ) from None
             if event is None:
                 raise self.launcher_error()
-            if restart_deadline:
+            if working:
                 end = loop.time() + within
             await self.handle(event)
+            self._look(working)
+
+    def _look(self, working: bool) -> None:
+        if wrong := self.watchdog.look(time.monotonic(), still_s=STILL_S if working else None):
+            raise wrong
 
     async def handle(self, event: Event) -> None:
         """Handle one event.

@@ -21,6 +21,7 @@ from jaccl_kernel.launch.controller import Controller
 from jaccl_kernel.launch.job import Job
 from jaccl_kernel.launch.run import Deadlines, JobProtocol, OnEvent, report_job, with_free_ports
 from jaccl_kernel.launch.spec import JobSpec
+from jaccl_kernel.launch.watchdog import FIRST_S, LOOK_S, Watchdog
 from jaccl_kernel.notebook.work import Work
 
 TICK_S = 0.02
@@ -46,6 +47,8 @@ class Engines:
         stages: the last stage of each rank.
         facts: the machine and versions of each rank.
         command: the plain mlx.launch command of the job.
+        busy: whether a call or a cell is running.
+        measurable: whether it is one of ours, which makes progress.
     """
 
     def __init__(self, spec: JobSpec, on_event: OnEvent) -> None:
@@ -57,6 +60,7 @@ class Engines:
         self.facts: list[Ready] = []
         self.command = ""
         self._on_event = on_event
+        self.busy = self.measurable = False
         self._up: Future[str] = Future()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._job: Job | None = None
@@ -186,24 +190,26 @@ class Engines:
         """Handle events until a rank or the controller ends; always raises."""
         exited = asyncio.create_task(controller.wait())
         try:
-            while True:
-                pending = asyncio.create_task(job.next_event(threading.TIMEOUT_MAX))
+            while not exited.done():
+                self._look(protocol.watchdog)
                 try:
-                    await asyncio.wait({pending, exited}, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    if not pending.done():
-                        pending.cancel()
-                if exited.done():
-                    raise JobError("the ipyparallel controller has exited; the ranks were ended", fix=RESTART)
-                event = pending.result()
+                    event = await job.next_event(LOOK_S)
+                except TimeoutError:
+                    continue
                 if event is None:
                     raise protocol.launcher_error()
                 if isinstance(event.body, RankError | Exited):
                     self._handle(event)
                     raise await protocol.root_cause(FAILURE_WAIT_S)
                 self._handle(event)
+            raise JobError("the ipyparallel controller has exited; the ranks were ended", fix=RESTART)
         finally:
             exited.cancel()
+
+    def _look(self, watchdog: Watchdog) -> None:
+        still_s = FIRST_S if self.measurable else None
+        if wrong := watchdog.look(time.monotonic(), still_s=still_s, patient=self.busy):
+            raise wrong
 
     def _handle(self, event: Event) -> None:
         if isinstance(event.body, Stage):

@@ -55,6 +55,7 @@ class RankCalls:
             JacclError: the first error of a rank.
         """
         with self.exclusive():
+            self._engines.measurable = True
             results: list[Any] = self.wait(self.submit(call))
             return results
 
@@ -78,9 +79,11 @@ class RankCalls:
             doing = "are serving" if self.serving else "are busy"
             raise Busy(f"the ranks {doing}", fix="Wait for the present call, or stop it.")
         self.number = next(self._numbers)
+        self._engines.busy = True
 
     def end(self) -> None:
         """Release the ranks."""
+        self._engines.busy = self._engines.measurable = False
         self._lock.release()
 
     def submit(self, call: Call) -> Any:

@@ -61,6 +61,7 @@ def run(options: BenchProgram, *, world: World, group: Any, link: Link, payload:
     )
     load_s = time.perf_counter() - began
     loaded = prepare(model, tokenizer, group, max_sequences=1, prefill_step=PREFILL_STEP)
+    link.watch(lambda: loaded.executor.mark[0])
     engine = None if world.rank else loaded.engine()
     result = measure(model, loaded, engine, options, payload.reference, world=world, group=group, link=link)
     if result is None:

@@ -56,8 +56,8 @@ def measure(
     pairs: list[PairRow] = []
     skipped: list[tuple[int, int]] = []
     for one, other in itertools.combinations(range(world.size), 2):
-        if world.backend == "ring" and other - one not in (1, world.size - 1):
-            skipped.append((one, other))  # MLX's ring backend sends to neighbours only
+        if world.topology == "ring" and other - one not in (1, world.size - 1):
+            skipped.append((one, other))
             continue
         pairs += [bench.pair(one, other, size) for size in sizes]
     return CollectivesResult(tuple(whole), tuple(pairs), tuple(skipped))

@@ -19,7 +19,8 @@ from jaccl_kernel.core.errors import JobError
 # a wired rank removes them. MLX_JACCL_RING is on when it is set to any value.
 OVERRIDES = ("JACCL_RANK", "JACCL_IBV_DEVICES", "JACCL_COORDINATOR", "JACCL_RING")
 
-PROOF_LENGTH = 1024  # values per rank in the proof: more than one cache line, less than a frame
+PROOF_LENGTH = 1024  # values per rank in the proof of a join: more than one cache line, less than a frame
+MODULUS = 1021  # a prime: no two frames hold the same values, and float32 sums of 8 ranks are exact
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,14 @@ class World:
                 ) from error
             return cls(rank, size, backend if size > 1 else "none")
         return cls(0, 1, "none")
+
+    @property
+    def topology(self) -> str:
+        """ "mesh" or "ring", whose ranks send to their neighbours only; "none" for a single rank."""
+        if self.backend == "none":
+            return "none"
+        ring = self.backend == "ring" or "MLX_JACCL_RING" in os.environ
+        return "ring" if ring else "mesh"
 
     def name(self) -> str:
         """ "rank 1 of 2 over ring"."""
@@ -88,8 +97,13 @@ def join(world: World, *, deadline: float, log: Any = None) -> Any:
     return group
 
 
-def prove(group: Any, world: World) -> dict[str, float]:
+def prove(group: Any, world: World, length: int = PROOF_LENGTH) -> dict[str, float]:
     """Check the group's size and rank, one all_sum and one all_gather of rank-dependent values.
+
+    Args:
+        group: the mx.distributed.Group.
+        world: what it should be.
+        length: float32 values that each rank sums, and that the gathered array has.
 
     Returns the seconds of the first all_sum and of the all_gather.
 
@@ -105,17 +119,20 @@ def prove(group: Any, world: World) -> dict[str, float]:
             fix="Check that all ranks were started by the same launch.",
         )
     began = time.perf_counter()
-    mine = mx.arange(PROOF_LENGTH, dtype=mx.float32) + world.rank
+    values = (mx.arange(length) % MODULUS).astype(mx.float32)
+    mine = values + world.rank
+    mx.eval(values, mine)
     total = mx.distributed.all_sum(mine, group=group, stream=mx.cpu)
     mx.eval(total)
     summed = time.perf_counter()
     ranks = world.size
-    expected = mx.arange(PROOF_LENGTH, dtype=mx.float32) * ranks + ranks * (ranks - 1) / 2
+    expected = values * ranks + ranks * (ranks - 1) / 2
     _compare("all_sum", total, expected, world)
-    gathered = mx.distributed.all_gather(mine[None], group=group, stream=mx.cpu)
+    part = max(1, length // ranks)
+    gathered = mx.distributed.all_gather(mine[None, :part], group=group, stream=mx.cpu)
     mx.eval(gathered)
     done = time.perf_counter()
-    rows = mx.arange(PROOF_LENGTH, dtype=mx.float32)[None] + mx.arange(ranks, dtype=mx.float32)[:, None]
+    rows = values[None, :part] + mx.arange(ranks, dtype=mx.float32)[:, None]
     _compare("all_gather", gathered, rows, world)
     return {"all_sum_s": summed - began, "all_gather_s": done - summed}
 

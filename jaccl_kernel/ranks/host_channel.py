@@ -11,13 +11,15 @@ import queue
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from jaccl_kernel.core.errors import DeadlineExceeded
-from jaccl_kernel.core.events import WIRE_ENV, Body, Done, Event, Heartbeat, Hello, Stage, encode_event
+from jaccl_kernel.core.events import WIRE_ENV, Body, Done, Event, Heartbeat, Hello, Pulse, Stage, encode_event
 from jaccl_kernel.core.messages import Ack, Message, MessageReader, TemporaryFiles
 
+PULSE_S = 1.0  # between two pulses
 ACK_DEADLINE_S = 10.0  # how long a finished rank waits for the host's ack
 LIFELINE_EXIT = 86  # exit status of a rank whose host is gone
 
@@ -41,7 +43,9 @@ class Link:
         self._lock = threading.Lock()
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._temporary_files: list[str] = []
+        self._progress = Progress()
         if wired:
+            threading.Thread(target=self._send_pulses, name="jaccl-pulse", daemon=True).start()
             threading.Thread(target=self._read, name="jaccl-lifeline", daemon=True).start()
 
     @classmethod
@@ -62,7 +66,7 @@ class Link:
         if not self.wired:
             return
         line = encode_event(Event(self.rank, body))
-        if self.log and not isinstance(body, Heartbeat):  # one per second, for as long as a server runs
+        if self.log and not isinstance(body, Heartbeat | Pulse):  # one per second, for as long as a rank runs
             self.log.write(line + "\n")
         payload = (line + "\n").encode("ascii")
         with self._lock, contextlib.suppress(OSError):  # the host is gone: EOF on stdin ends this process
@@ -73,9 +77,14 @@ class Link:
         """Report the present part of the work; `fraction` of it is done, 0..1, if known."""
         new = name != self.stage_name
         self.stage_name = name
+        self._progress.begin(name)
         self.send(Stage(name, text, fraction))
         if not self.wired and new and self.rank == 0:
             sys.stderr.write(f"[{name}] {text}\n")
+
+    def watch(self, steps: Callable[[], int]) -> None:
+        """Count each step of the model as progress; `steps` is called from another thread."""
+        self._progress.steps = steps
 
     def receive(self, kind: type[M], *, deadline: float) -> M:
         """The next message of this class; others before it are dropped.
@@ -123,6 +132,11 @@ class Link:
         # not sys.exit: the tear-down of a broken group can wait for dead peers
         os._exit(returncode)
 
+    def _send_pulses(self) -> None:
+        while True:
+            time.sleep(PULSE_S)
+            self.send(self._progress.pulse())
+
     def _read(self) -> None:
         reader = MessageReader()
         with contextlib.suppress(OSError), os.fdopen(os.dup(0), encoding="ascii", errors="replace") as stdin:
@@ -135,6 +149,45 @@ class Link:
                     case message:
                         self._inbox.put(message)
         self.leave(LIFELINE_EXIT)
+
+
+class Progress:
+    """When a rank's work made progress: at each report of a stage, and at each step of the model.
+
+    Attributes:
+        steps: returns the number of steps so far.
+    """
+
+    def __init__(self) -> None:
+        self.steps: Callable[[], int] = lambda: 0
+        self._lock = threading.Lock()
+        self._stage = ""
+        self._seen = 0
+        self._at = time.monotonic()
+        self._longest_s, self._points = 0.0, 0
+
+    def begin(self, stage: str) -> None:
+        """A stage begins, or reports a part of it that is done."""
+        with self._lock:
+            if stage != self._stage:
+                self._stage, self._longest_s, self._points = stage, 0.0, 0
+                self._at = time.monotonic()
+            else:
+                self._advance()
+
+    def pulse(self) -> Pulse:
+        """The state now."""
+        with self._lock:
+            if (steps := self.steps()) != self._seen:
+                self._seen = steps
+                self._advance()
+            still_s = time.monotonic() - self._at
+            return Pulse(round(still_s, 3), round(self._longest_s, 3), self._points, steps)
+
+    def _advance(self) -> None:
+        now = time.monotonic()
+        self._longest_s, self._at = max(self._longest_s, now - self._at), now
+        self._points += 1
 
 
 def _log_path(rank: int) -> Path | None:

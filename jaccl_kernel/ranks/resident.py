@@ -326,6 +326,8 @@ class Resident:
         defaults = ServeProgram()
         if self._loaded is None:
             self._loaded = serve.prepare_for(defaults, self.model, self.tokenizer, self.group)
+            # not by a reference to the model: it would outlive `unload`
+            self.link.watch(lambda: self._loaded.executor.mark[0] if self._loaded else 0)
         if self._engine is None and self.world.rank == 0:
             self._engine = self._loaded.engine()
         self._loaded.executor.batch.prefill_step = prefill_step or defaults.prefill_step

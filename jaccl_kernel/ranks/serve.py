@@ -189,6 +189,7 @@ class Service:
                 "bytes": facts.bytes,
                 "ranks": self.world.size,
                 "backend": self.world.backend,
+                "topology": self.world.topology,
                 "sharding": self.options.sharding if self.world.size > 1 else "none",
                 "max_sequences": self.options.max_batch,
                 "max_queue": self.options.max_queue,

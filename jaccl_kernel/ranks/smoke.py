@@ -1,4 +1,4 @@
-"""The smallest program: join and prove the group, and time a small all_sum.
+"""The smallest program: join and prove the group, prove large collectives, and time a small all_sum.
 
 With `--linger` the ranks stay idle until the host sends stop.
 """
@@ -9,18 +9,24 @@ from typing import Any
 from jaccl_kernel.core.events import SmokeResult
 from jaccl_kernel.core.messages import Payload, Stop
 from jaccl_kernel.core.options import SmokeProgram
-from jaccl_kernel.ranks.group import World
+from jaccl_kernel.ranks.group import World, prove
 from jaccl_kernel.ranks.host_channel import Link
 
 ROUNDS = 50
+SIZES = (1 << 12, 1 << 16, 1 << 20, 1 << 22, 1 << 24, 1 << 25)
+"""Bytes. Public reports (mlx#4342, #3149) are of sums that are right at 4 KB and wrong beyond."""
+
 SMALL = 1024  # float32 values: 4 KB, JACCL's smallest frame
 
 
 def run(options: SmokeProgram, *, world: World, group: Any, link: Link, payload: Payload) -> int:
     """Measure and report, and with --linger wait."""
-    link.stage("measure", "timing a 4 KB all_sum")
-    latency = small_all_sum(group) if group is not None else None
-    link.send(SmokeResult(latency, world.size))
+    proven, latency = 0, None
+    if group is not None:
+        proven = prove_large(group, world, link)
+        link.stage("sums", "timing a 4 KB all_sum")
+        latency = small_all_sum(group)
+    link.send(SmokeResult(latency, world.size, proven))
     if not link.wired and world.rank == 0:
         result = "a single rank has no group" if latency is None else f"4 KB all_sum: {latency * 1e6:.1f} us"
         print(f"{world.name()}: {result}")  # noqa: T201  the output under plain mlx.launch
@@ -28,6 +34,18 @@ def run(options: SmokeProgram, *, world: World, group: Any, link: Link, payload:
         link.stage("idle", "waiting for stop")
         link.receive(Stop, deadline=float("inf"))
     return 0
+
+
+def prove_large(group: Any, world: World, link: Link) -> int:
+    """Check all_sum and all_gather in growing, then in falling sizes; returns the largest, in bytes.
+
+    Raises:
+        JobError: a value is wrong.
+    """
+    for size in (*SIZES, *reversed(SIZES[:-1])):
+        link.stage("sums", f"all_sum and all_gather of {size >> 10} KB")
+        prove(group, world, size // 4)
+    return max(SIZES)
 
 
 def small_all_sum(group: Any) -> float:

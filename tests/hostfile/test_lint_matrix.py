@@ -185,7 +185,7 @@ def refusal(hostfile: Hostfile, backend: str, monkeypatch: pytest.MonkeyPatch) -
     return ""
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(hostfiles(), st.sampled_from(["jaccl", "jaccl-ring"]))
 def test_a_file_without_errors_works_with_mlx_launch_and_jaccl(hostfile: Hostfile, backend: str) -> None:
     problems = check(hostfile, backend=backend, environ={})

@@ -49,7 +49,7 @@ def test_faults_set_at_the_start_are_diagnosed_where_they_belong(
     faults = start.page.get_by_label("Faults", exact=True)
     faults.fill("rdma-off:2, missing-cable:1-3")
     faults.press("Enter")
-    start.wait_for("rehearsal.local.json")
+    start.page.locator(".jk-facts").get_by_text("rehearsal.local.json").first.wait_for()
     chosen = json.loads((tmp_path / "clone" / "hostfiles" / "rehearsal.local.json").read_text())
     assert chosen["rehearsal"]["faults"] == ["rdma-off:2", "missing-cable:1-3"]
     walk(browser, lab, "01_enable", "2 of 3 Macs are ready for RDMA", "rdma_ctl enable")

@@ -19,7 +19,15 @@ import ipyparallel
 import psutil
 import pytest
 
-from jaccl_kernel.core.errors import Busy, InputError, JobError, ModelError, RankDied, Stopped
+from jaccl_kernel.core.errors import (
+    Busy,
+    DeadlineExceeded,
+    InputError,
+    JobError,
+    ModelError,
+    RankDied,
+    Stopped,
+)
 from jaccl_kernel.core.events import AnswerChunk, Event
 from jaccl_kernel.core.messages import WorkerDied
 from jaccl_kernel.core.results import Reference
@@ -420,6 +428,19 @@ def test_a_second_interrupt_closes_the_ranks(nothing_left: None, monkeypatch: py
     assert not ranks.alive
     with pytest.raises(JobError, match="closed"):
         run_cell(ranks, "1")
+
+
+def test_a_suspended_rank_is_told_by_name_also_while_no_call_runs(nothing_left: None) -> None:
+    ranks = Ranks.start(make_hostfile(2))
+    [_, worker] = ranks.pids
+    assert worker
+    os.kill(worker, signal.SIGSTOP)
+    with pytest.raises(DeadlineExceeded, match=r"rank 1 \(mac2\) is suspended"):
+        run_cell(ranks, "import time\ntime.sleep(600)", rank=0)
+    assert not ranks.alive
+    with pytest.raises(DeadlineExceeded, match=r"rank 1 \(mac2\) is suspended"):
+        ranks.load("x")
+    ranks.close()
 
 
 def test_stopped_for_a_while_and_continued_is_no_death(nothing_left: None) -> None:

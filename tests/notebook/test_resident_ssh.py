@@ -10,7 +10,7 @@ import pytest
 
 from jaccl_kernel.core.errors import RankDied
 from jaccl_kernel.hostfile.hostfile import Host, Hostfile
-from jaccl_kernel.launch.controller import PORTS
+from jaccl_kernel.launch.controller import FAR_PORTS
 from jaccl_kernel.notebook import resident
 from jaccl_kernel.notebook.magics import run_cell
 from jaccl_kernel.notebook.resident import Ranks
@@ -48,7 +48,7 @@ def test_far_ranks_join_answer_and_leave_and_strangers_are_kept_out(
             for connection in child.net_connections(kind="tcp")
             if connection.status == psutil.CONN_LISTEN
         ]
-        fixed = [port for _, port in listening if PORTS[0] <= port <= PORTS[1]]
+        fixed = [port for _, port in listening if FAR_PORTS[0] <= port <= FAR_PORTS[1]]
         assert len(fixed) >= 6, listening
         assert {ip for ip, _ in listening} == {"127.0.0.1"}, "the one on the way to the far Macs"
         assert ranks.engines.client.curve_secretkey, (

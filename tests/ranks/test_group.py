@@ -24,6 +24,15 @@ def test_the_size_comes_from_the_files_that_mlx_launch_wrote(
     assert World.from_environment() == World(2, 3, "jaccl")
 
 
+def test_the_ranks_know_whether_they_may_send_to_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLX names both JACCL topologies jaccl; with a ring, a message to a rank that is no neighbour hangs."""
+    assert World(0, 4, "jaccl").topology == "mesh"
+    assert World(0, 4, "ring").topology == "ring"
+    assert World(0, 1, "none").topology == "none"
+    monkeypatch.setenv("MLX_JACCL_RING", "1")
+    assert World(0, 4, "jaccl").topology == "ring"
+
+
 @pytest.mark.parametrize("text", ["", "\n", '[["127.0.0.1:1"]]'])
 def test_one_host_is_no_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     (tmp_path / "hosts").write_text(text)

@@ -188,7 +188,7 @@ def any_cabling(draw: st.DrawFn, n: int, ports: int) -> ClusterSpec:
     return replace(with_ports(n, ports), cables=cables)
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(st.data(), st.integers(2, 5), st.integers(0, 2))
 def test_the_moves_always_make_a_mesh(data: st.DataObject, n: int, over: int) -> None:
     spec = data.draw(any_cabling(n, n - 1 + over))
@@ -217,7 +217,7 @@ def any_trouble(draw: st.DrawFn, n: int, ports: int) -> ClusterSpec:
     return spec
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(st.data(), st.integers(2, 5), st.integers(0, 2))
 def test_the_moves_fix_every_detectable_fault(data: st.DataObject, n: int, over: int) -> None:
     spec = data.draw(any_trouble(n, n - 1 + over))
@@ -248,7 +248,7 @@ def claiming(n: int, ports: int, claims: Claims) -> list[NodeFacts]:
     return nodes
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     st.dictionaries(
         st.tuples(st.integers(0, 3), st.integers(0, 2)), st.tuples(st.integers(0, 3), st.integers(0, 2))
@@ -282,7 +282,7 @@ def joined(wiring: Wiring, moves: Sequence[Move]) -> set[tuple[int, int]]:
     return {(a, b) for a, b in (ends for ends in nodes.values() if len(ends) == 2) if a != b}
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(st.data(), st.integers(5, 6))
 def test_the_moves_always_make_a_ring_if_no_mesh_fits(data: st.DataObject, n: int) -> None:
     spec = data.draw(any_cabling(n, 3))
@@ -291,7 +291,7 @@ def test_the_moves_always_make_a_ring_if_no_mesh_fits(data: st.DataObject, n: in
     assert of(carried_out(spec, found.moves)).topology == "ring"
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(st.data(), st.integers(3, 4), st.integers(0, 1))
 def test_no_plan_needs_fewer_new_cables_or_fewer_moved_ends(data: st.DataObject, n: int, over: int) -> None:
     spec = data.draw(any_cabling(n, n - 1 + over))

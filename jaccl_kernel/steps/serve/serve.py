@@ -168,6 +168,7 @@ class _Server:
         self.tell = tell
         self.deadlines = deadlines or Deadlines()
         self.cluster = Cluster.of(hostfile)
+        self.has_served = False
         self._failures: deque[float] = deque()
 
     def register(self) -> None:
@@ -190,14 +191,18 @@ class _Server:
         )
 
     async def run(self) -> None:
-        """Run, and restart after a failure if `restart` is on."""
+        """Run, and restart after a failure if `restart` is on.
+
+        A rank that fails before the first answer would fail again: its error is not retried.
+        """
         while True:
             try:
                 await self._run_once()
             except JobError as error:
                 self._failures.append(time.monotonic())
                 pause = self._pause()
-                if not self.options.restart or pause is None:
+                hopeless = isinstance(error, RankDied) and not self.has_served
+                if not self.options.restart or pause is None or hopeless:
                     raise
                 self.tell(Event(HOST, Failed.of(error)))
                 number = len(self._failures)
@@ -265,6 +270,9 @@ class _Run:
                         f"no event from the ranks for {server.deadlines.silence:.0f} s while loading"
                     )
                 self._check_sick()
+                # a serving rank 0 watches its workers itself, and says so in /health
+                if not self.watch.serving and (hung := self.protocol.watchdog.look(time.monotonic())):
+                    raise hung
                 if wrong := self.watch.look(time.monotonic()):
                     raise JobError(
                         wrong, where=self.job.ranks[0].name, fix=f"See the ranks' logs in {self.job.folder}."
@@ -296,6 +304,8 @@ class _Run:
     async def _handle(self, event: Event) -> None:
         self.watch.hear(event, time.monotonic())
         match event.body:
+            case Serving():
+                self.server.has_served = True
             case WorkerDown(rank, why):
                 self._sick[rank] = time.monotonic(), why
             case WorkerRecovered(rank):

@@ -246,7 +246,8 @@ def judge_outcome(spec: JobSpec, results: Sequence[SmokeResult]) -> list[Check]:
         judge(
             "sums",
             [],
-            f"all_sum and all_gather of 1024 rank-dependent values were correct on {size} Macs.",
+            "all_sum and all_gather of rank-dependent values, from 4 KB to "
+            f"{_bytes(max(4096, *(one.proven_bytes for one in results)))}, were correct on {size} Macs.",
         ),
         latency(spec, [one.latency_s for one in results]),
     ]
@@ -280,6 +281,10 @@ def after_failure(error: JobError) -> list[Check]:
         return [group, judge("sums", [problem], ""), late]
     why = "The ranks did not join one group."
     return [judge("group", [problem], ""), not_tested("sums", why), not_tested("latency", why)]
+
+
+def _bytes(size: int) -> str:
+    return f"{size >> 20} MB" if size >= 1 << 20 else f"{size >> 10} KB"
 
 
 def _shown(seconds: float) -> str:

@@ -25,6 +25,7 @@ from jaccl_kernel.core.events import (
     Event,
     Failed,
     Hello,
+    JobStarted,
     Restarting,
     Serving,
     Stage,
@@ -39,6 +40,7 @@ from jaccl_kernel.steps.serve.detached import Running, find_running, start_detac
 from jaccl_kernel.steps.serve.serve import only_there, serve, url_of
 from tests.conftest import until
 from tests.events import bodies
+from tests.tiny import make_tiny_model
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 ENDLESS = {"prompt": "Hello", "max_tokens": 4000, "stream": True, "logit_bias": {"257": -1000}}
@@ -192,6 +194,15 @@ async def test_a_restart_brings_it_back_at_the_same_url(tiny_model: Path) -> Non
         assert seen.count(Restarting) == 1
         status, _ = await asyncio.to_thread(ask, f"{url_of(wanted)}/health")
         assert status == 200
+
+
+async def test_an_error_of_the_first_start_is_not_retried(tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path / "m")
+    (model / "tokenizer.json").write_text("{")  # whole for this machine's check, unreadable for the ranks
+    seen = Seen()
+    with pytest.raises(RankDied, match="at stage 'load'"):
+        await serve(make_hostfile(2), options(model, restart=True), on_event=seen)
+    assert (seen.count(JobStarted), seen.count(Restarting)) == (1, 0)
 
 
 async def test_a_second_server_and_a_port_in_use_are_rejected(tiny_model: Path) -> None:

@@ -253,6 +253,18 @@ async def test_a_wrong_sum_fails_the_sums_check(tmp_path: Path) -> None:
     assert check(report, "latency").verdict == "not tested"
 
 
+async def test_sums_that_are_wrong_only_in_large_messages_fail_the_check(tmp_path: Path) -> None:
+    code = (
+        "import mlx.core as mx\n"
+        "real = mx.distributed.all_sum\n"
+        "mx.distributed.all_sum = lambda x, **k: real(x, **k) + (x.size > 1 << 20)\n"
+    )
+    hostfile = configured(2)
+    report = await verify(spoiled(Cluster.of(hostfile), tmp_path / "site", code), facts=seen(hostfile))
+    assert check(report, "sums").verdict == "failed"
+    assert "all_sum over 2 ranks gave wrong values" in check(report, "sums").cause
+
+
 # -- bad input
 
 
