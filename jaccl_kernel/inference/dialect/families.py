@@ -104,7 +104,7 @@ GLM = Dialect(
     "GLM 4.5",  # to 5
     _tagged(
         Tags(
-            re.compile(r"(?P<name>[^\s<>{}]+)\s*(?=<arg_key>|</tool_call>)"),
+            re.compile(r"\A\s*(?P<name>[^\s<>{}]{1,200})\s*(?=<arg_key>|</tool_call>)"),
             "</tool_call>",
             re.compile(r"<arg_key>\s*(?P<key>[^<>]*?)\s*</arg_key>(?:\\n|\s)*<arg_value>"),
             "</arg_value>",
@@ -237,7 +237,7 @@ KIMI = Dialect(
 )
 
 _MISTRAL_HEAD = re.compile(
-    r"(?P<name>[\w.-]+)\s*(?:\[CALL_ID\]\s*(?P<id>[a-zA-Z0-9]{9})\s*)?\[ARGS\]\s*(?=\S)"
+    r"(?P<name>[\w.-]{1,128})\s*(?:\[CALL_ID\]\s*(?P<id>[a-zA-Z0-9]{9})\s*)?\[ARGS\]\s*(?=\S)"
 )
 _MISTRAL: dict[str, Any] = {
     "read": lambda tools: JsonReader(_MISTRAL_HEAD, "", history.mistral_id, _names(tools)),

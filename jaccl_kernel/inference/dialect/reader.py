@@ -13,6 +13,7 @@ from typing import Any
 
 from jaccl_kernel.inference.request import CallArguments, CallBegin, CallEnd, Text
 
+LONGEST_HEAD = 400  # characters
 Piece = CallBegin | CallArguments | CallEnd | Text
 
 
@@ -38,6 +39,7 @@ class Reader(ABC):
         self._ids = ids
         self._read = ""  # everything so far, for output that is not a call
         self._buffer = ""
+        self._searched = 0  # how much of the buffer has no beginning of a call
         self._calls = 0
         self._open = False
         self.ended = False
@@ -96,6 +98,12 @@ class Reader(ABC):
         self._open = False
         pieces.append(CallEnd(valid, "" if valid else self._read))
 
+    def _call(self, head: re.Pattern[str]) -> re.Match[str] | None:
+        """Return where the buffer has the beginning of a call; long text is not searched again and again."""
+        found = head.search(self._buffer, self._searched)
+        self._searched = 0 if found else max(0, len(self._buffer) - LONGEST_HEAD)
+        return found
+
     def _at_end(self) -> int:
         """Return where the buffer has the end marker, or -1."""
         return self._buffer.find(self._end) if self._end else -1
@@ -136,7 +144,7 @@ class JsonReader(Reader):
             self._done(pieces, valid=self._value.valid)
             self._value = None
             return bool(self._buffer)
-        head = self._head.search(self._buffer)
+        head = self._call(self._head)
         end = self._at_end()
         if end >= 0 and (head is None or end < head.start()):
             self._close(pieces, rest=self._buffer[end + len(self._end) :])
@@ -163,9 +171,6 @@ class JsonReader(Reader):
         if self._names is not None:
             calls = [one for one in calls if one[0] in self._names]
         return calls
-
-
-LONGEST_HEAD = 400  # characters, of a call without a start marker
 
 
 class JsonObject:

@@ -66,7 +66,7 @@ class TaggedReader(Reader):
 
     def _outside(self, pieces: list[Piece]) -> bool:
         """Find the next call, or the end of the section."""
-        call, end = self._tags.call.search(self._buffer), self._at_end()
+        call, end = self._call(self._tags.call), self._at_end()
         if end >= 0 and (call is None or end < call.start()):
             self._close(pieces, rest=self._buffer[end + len(self._end) :])
             return False
