@@ -7,14 +7,26 @@ no engine: resident ranks use them too (ranks/prompt.py).
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
 from jaccl_kernel.api.config import ServedModel
 from jaccl_kernel.api.errors import ApiError
-from jaccl_kernel.inference.request import Chunk, Finish, Prefill, Reasoning, Request, Text, Token, ToolCall
+from jaccl_kernel.inference.request import (
+    CallArguments,
+    CallBegin,
+    CallEnd,
+    Chunk,
+    Finish,
+    Prefill,
+    Reasoning,
+    Request,
+    Text,
+    Token,
+    ToolCall,
+)
 
 Event = dict[str, Any]
 
@@ -40,8 +52,15 @@ class Answer:
                 self.reasoning += chunk.text
             case Finish():
                 self.finish = chunk
-            case _:
-                self.calls += chunk.calls
+            case CallBegin():
+                self.calls.append(ToolCall(chunk.name, "", chunk.id))
+            case CallArguments():
+                call = self.calls[-1]
+                self.calls[-1] = replace(call, arguments=call.arguments + chunk.text)
+            case CallEnd():
+                if not chunk.valid:  # what the model wrote is text
+                    self.calls.pop()
+                    self.text += chunk.text
         self.tokens += chunk.tokens
 
 
@@ -74,6 +93,10 @@ class Adapter(ABC):
     @abstractmethod
     def requests(self) -> list[Request]:
         """Return the engine's requests, one per choice. Tokenizes: not on the event loop or two threads."""
+
+    def warnings(self) -> list[str]:
+        """Return what the answer does not enforce, once the requests are made."""
+        return []
 
     @abstractmethod
     def events(self, index: int, chunk: Chunk) -> Iterable[Event]:

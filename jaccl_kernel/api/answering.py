@@ -47,6 +47,7 @@ class Answering:
             ApiError, RequestError: it failed before the first byte of the response.
         """
         adapter = self._adapter
+        headers = {"X-Warning": "; ".join(warnings)} if (warnings := adapter.warnings()) else {}
         try:
             self._streams += [self._engine.submit(one) for one in requests]
             if adapter.streams:
@@ -56,7 +57,7 @@ class Answering:
                 return StreamingResponse(
                     _chain(first, events),
                     media_type="text/event-stream",
-                    headers={"Cache-Control": "no-cache"},
+                    headers={"Cache-Control": "no-cache"} | headers,
                 )
             answers = await _unless_gone(request, _gather([_collect(one) for one in self._streams]))
         except BaseException as error:
@@ -64,7 +65,7 @@ class Answering:
             self._end(gone=not known or getattr(error, "status", 0) == GONE)
             raise
         self._count()
-        return JSONResponse(adapter.response(answers))
+        return JSONResponse(adapter.response(answers), headers=headers)
 
     async def _events(self) -> AsyncGenerator[bytes, None]:
         """Yield the server-sent events of a stream."""

@@ -17,7 +17,17 @@ from jaccl_kernel.api.config import ServedModel
 from jaccl_kernel.api.errors import ApiError
 from jaccl_kernel.api.fields import Number, RequestBody, Whole, check_model, text_of, validate
 from jaccl_kernel.api.openai.chat import ChatCompletions
-from jaccl_kernel.inference.request import Chunk, Finish, Reasoning, Request, Text, ToolCall, ToolCalls, Usage
+from jaccl_kernel.inference.request import (
+    CallArguments,
+    CallBegin,
+    CallEnd,
+    Chunk,
+    Finish,
+    Reasoning,
+    Request,
+    Text,
+    Usage,
+)
 
 # Fields that only Anthropic's servers support, with the values that request nothing.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {"mcp_servers": ([],), "container": ()}
@@ -80,6 +90,7 @@ class Messages(Adapter):
         self._begun = False
         self._open: str | None = None  # the type of the open content block
         self._blocks = 0  # how many are closed
+        self._arguments = False  # whether a part of the open call's arguments was sent
         self._finish: Finish | None = None
 
     def requests(self) -> list[Request]:
@@ -87,6 +98,10 @@ class Messages(Adapter):
         [request] = self._chat.requests()
         self._prompt_tokens = len(request.prompt)
         return [request]
+
+    def warnings(self) -> list[str]:
+        """See Adapter."""
+        return self._chat.warnings()
 
     def count(self) -> dict[str, int]:
         """Return the response of `/v1/messages/count_tokens`."""
@@ -104,9 +119,15 @@ class Messages(Adapter):
                 yield from self._grow("thinking", chunk.text)
             case Text():
                 yield from self._grow("text", chunk.text)
-            case ToolCalls():
-                for call in chunk.calls:
-                    yield from self._call(call)
+            case CallBegin():
+                yield from self._close()
+                block = {"type": "tool_use", "id": chunk.id, "name": chunk.name, "input": {}}
+                yield self._start("tool_use", block)
+                self._arguments = False
+            case CallArguments():
+                yield self._delta({"type": "input_json_delta", "partial_json": self._json(chunk.text)})
+            case CallEnd():
+                yield from self._close()
             case Finish():
                 yield from self._close()
                 self._finish = chunk
@@ -131,7 +152,7 @@ class Messages(Adapter):
         if answer.text:
             content.append({"type": "text", "text": answer.text})
         content += [
-            {"type": "tool_use", "id": call.id, "name": call.name, "input": _input(call)}
+            {"type": "tool_use", "id": call.id, "name": call.name, "input": _input(call.arguments)}
             for call in answer.calls
         ]
         return self._message(content, answer.finish, _usage(answer.finish.usage))
@@ -168,12 +189,10 @@ class Messages(Adapter):
             yield self._start(kind, begun)
         yield self._delta({"type": f"{kind}_delta", kind: text})
 
-    def _call(self, call: ToolCall) -> Iterator[Event]:
-        yield from self._close()
-        yield self._start("tool_use", {"type": "tool_use", "id": call.id, "name": call.name, "input": {}})
-        arguments = json.dumps(_input(call), ensure_ascii=False)
-        yield self._delta({"type": "input_json_delta", "partial_json": arguments})
-        yield from self._close()
+    def _json(self, text: str) -> str:
+        """Return a part of a call's arguments, which must be an object in this protocol."""
+        first, self._arguments = not self._arguments, True
+        return json.dumps(_input(text), ensure_ascii=False) if first and text[:1] != "{" else text
 
     def _start(self, kind: str, block: dict[str, Any]) -> Event:
         self._open = kind
@@ -208,12 +227,12 @@ def _cache(read: int) -> dict[str, int]:
     return {"cache_creation_input_tokens": 0, "cache_read_input_tokens": read}
 
 
-def _input(call: ToolCall) -> dict[str, Any]:
+def _input(arguments: str) -> dict[str, Any]:
     """Return a call's arguments as an object, as this protocol requires."""
     try:
-        given = json.loads(call.arguments)
+        given = json.loads(arguments)
     except ValueError:
-        given = call.arguments
+        given = arguments
     return given if isinstance(given, dict) else {"arguments": given}
 
 

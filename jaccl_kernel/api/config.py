@@ -44,6 +44,7 @@ class ServedModel:
         facts: shown on the page at `/`: model, ranks, sharding, backend, rehearsal.
         needs_boundary: whether the engine needs `Request.boundary`, because it cannot trim prompt caches.
         responses: the responses that clients may continue.
+        any_name: whether a request may name any other model, and is answered by this one.
     """
 
     name: str
@@ -54,6 +55,7 @@ class ServedModel:
     facts: Mapping[str, Any] = field(default_factory=dict)
     needs_boundary: bool = False
     responses: ResponseStore = field(default_factory=ResponseStore)
+    any_name: bool = False
 
 
 class Engine(Protocol):

@@ -136,10 +136,10 @@ def check_model(name: str | None, model: ServedModel) -> None:
     Raises:
         ApiError: 404.
     """
-    if name not in (None, "", "default", model.name):
+    if name not in (None, "", "default", model.name) and not model.any_name:
         raise ApiError(
             404,
-            f"unknown model {str(name)[:100]!r}: this server serves {model.name!r}",
+            f"unknown model {str(name)[:100]!r}: this server serves {model.name!r} (--any-model accepts any)",
             code="model_not_found",
             param="model",
         )

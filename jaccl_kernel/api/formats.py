@@ -1,16 +1,19 @@
 """Grammars for an answer: a JSON schema, or a call of one of several tools."""
 
 import json
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from llguidance import LLMatcher
 
 from jaccl_kernel.api.errors import ApiError
+from jaccl_kernel.inference.dialect.detect import dialect_of, thinking
+from jaccl_kernel.inference.dialect.lark import COMPACT, Lark
 
 MAX_NODES = 5000  # keys and values of a schema; llguidance's time grows with their square
 MAX_GRAMMAR = 128 << 10  # characters of a schema, a regular expression or a grammar
 MAX_CHOICES = 1024
-COMPACT = {"whitespace_flexible": False}  # otherwise a small model fills its answer with whitespace
 
 
 def json_grammar(schema: dict[str, Any], param: str, *, strict: bool = True) -> str:
@@ -35,31 +38,79 @@ def json_grammar(schema: dict[str, Any], param: str, *, strict: bool = True) -> 
     return grammar
 
 
-def tool_grammar(tools: list[dict[str, Any]]) -> str:
-    """Return the grammar of a JSON call of one of these tools.
+def unenforced(schema: dict[str, Any], param: str) -> str:
+    """Return the keywords of a valid schema that llguidance cannot enforce; "" for none.
+
+    Raises:
+        ApiError: 400, it is too large.
+    """
+    _check_size(schema, param)
+    try:
+        problem = LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(schema))
+    except ValueError:  # the grammar of the answer reports it
+        return ""
+    if not problem or problem.startswith("WARNING"):
+        return ""
+    named = re.search(r"Unimplemented keys: \[(.*?)\]", problem)
+    return named[1].replace('"', "") if named else " ".join(problem.split())[:200]
+
+
+def answer_grammar(
+    tokenizer: Any,
+    form: str | None,
+    tools: Sequence[dict[str, Any]],
+    begins: str,
+    *,
+    several: bool,
+    must_call: bool,
+) -> str:
+    """Return the grammar of an answer: reasoning if any, then calls of tools or a format.
+
+    Args:
+        tokenizer: mlx-lm's TokenizerWrapper.
+        form: the grammar of the format, or None.
+        tools: the tools that may be called.
+        begins: where the answer begins: "normal", "reasoning", "header", or "answer" without reasoning.
+        several: whether several calls are allowed.
+        must_call: whether the answer must be a call.
 
     Raises:
         ApiError: 400, a tool's parameters are not a schema, or llguidance cannot enforce a `strict` tool's.
     """
-    calls, definitions = [], {}
-    for number, tool in enumerate(tools):
-        function, key = tool["function"], f"parameters{number}"
-        parameters = {"type": "object", **(function.get("parameters") or {})}
-        definitions[key] = _moved(parameters, f"#/$defs/{key}")
-        calls.append(
-            {
-                "type": "object",
-                "properties": {
-                    "name": {"const": function["name"]},
-                    "arguments": {"$ref": f"#/$defs/{key}"},
-                },
-                "required": ["name", "arguments"],
-                "additionalProperties": False,
-            }
-        )
-    schema = calls[0] if len(calls) == 1 else {"anyOf": calls}
+    _check_size([tool["function"].get("parameters") for tool in tools], "tools")
+    dialect, markers = dialect_of(tokenizer), thinking(tokenizer)
     strict = any(tool["function"].get("strict") for tool in tools)
-    return json_grammar(schema | {"$defs": definitions}, "tools", strict=strict)
+    lark = Lark(tokenizer, strict=strict)
+    answers = []
+    if tools and dialect.form:
+        answers.append(dialect.form.expression(lark, tools, several=several))
+    if form and not must_call:
+        answers.append("@format")
+        if dialect.channels and begins == "header":
+            answers[-1] = lark.rule(f"{lark.literal('<|channel|>final<|message|>')} @format")
+    start = lark.one_of(answers)
+    if markers and begins == "reasoning":
+        start = f"{lark.until(markers[1])} {start}"
+    elif markers and (begins == "normal" or begins == "header"):
+        after = lark.literal("<|start|>assistant") if dialect.channels else ""
+        reasoning = f"{lark.literal(markers[0])} {lark.until(markers[1])} {after}"
+        start = f"({reasoning})? {start}"
+    grammars = [{"lark_grammar": lark.grammar(start)}]
+    if form and not must_call:
+        grammars.append({**_one_grammar(form), "name": "format"})
+    grammar = json.dumps({"grammars": grammars})
+    problem = LLMatcher.validate_grammar(grammar)
+    if problem and not problem.startswith("WARNING"):
+        raise ApiError(400, f"tools: this schema is not supported: {problem}", param="tools")
+    return grammar
+
+
+def _one_grammar(form: str) -> dict[str, Any]:
+    """Return a grammar as a part of another."""
+    if form.startswith("{"):
+        parts: list[dict[str, Any]] = json.loads(form)["grammars"]
+        return parts[0]
+    return {"lark_grammar": form}
 
 
 GUIDES = ("json", "regex", "choice", "grammar")
@@ -116,16 +167,3 @@ def _check_size(given: Any, param: str, most: int = MAX_NODES) -> None:
                 f"{param}: too large: at most {most} keys and values, and {MAX_GRAMMAR} characters",
                 param=param,
             )
-
-
-def _moved(schema: Any, root: str) -> Any:
-    """Return a schema for embedding at `root` of another schema, with its references adjusted."""
-    if isinstance(schema, list):
-        return [_moved(one, root) for one in schema]
-    if not isinstance(schema, dict):
-        return schema
-    moved = {key: _moved(value, root) for key, value in schema.items()}
-    reference = schema.get("$ref")
-    if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
-        moved["$ref"] = root + reference[1:]
-    return moved

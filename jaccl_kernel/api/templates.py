@@ -12,7 +12,8 @@ from typing import Any
 
 from jaccl_kernel.api.config import ServedModel
 from jaccl_kernel.api.errors import ApiError
-from jaccl_kernel.api.formats import tool_grammar
+from jaccl_kernel.api.formats import answer_grammar
+from jaccl_kernel.inference.dialect.detect import dialect_of, thinking
 
 FOR_TEMPLATES = {"documents"}  # the only named parameter of apply_chat_template that belongs to the template
 
@@ -23,7 +24,7 @@ class Prompt:
 
     Args:
         tokens: its token ids, at least one.
-        begins: where the answer begins: in the "normal" text, in "reasoning", or in a "tool" call.
+        begins: where the answer begins: in the "normal" text, in "reasoning", or in a message's "header".
         boundary: see inference.request.Request.
         grammar: the grammar of the answer, or None.
     """
@@ -42,7 +43,8 @@ class Conversation:
         messages: {"role", "content": a text, "tool_calls" with arguments as objects, …}.
         tools: definitions of the available tools.
         forced: tools of which the model must call one; none if it may choose.
-        grammar: the grammar of the answer, or None.
+        several: whether a forced answer may have several calls.
+        grammar: the grammar of an answer without calls, or None.
         arguments: the client's arguments for the template.
         continues: whether the answer continues the last message.
     """
@@ -50,6 +52,7 @@ class Conversation:
     messages: Sequence[dict[str, Any]]
     tools: Sequence[dict[str, Any]] = ()
     forced: Sequence[dict[str, Any]] = ()
+    several: bool = False
     grammar: str | None = None
     arguments: Mapping[str, Any] | None = None
     continues: bool = False
@@ -70,7 +73,8 @@ def render(conversation: Conversation, model: ServedModel) -> Prompt:
             param="messages",
         )
     forced, tools = list(conversation.forced), list(conversation.tools)
-    if tools and not tokenizer.has_tool_calling:
+    dialect = dialect_of(tokenizer)
+    if tools and dialect.read is None:
         raise ApiError(
             400,
             "this server has no parser for the tool calls of this model's template: omit tools, or send "
@@ -78,20 +82,13 @@ def render(conversation: Conversation, model: ServedModel) -> Prompt:
             code="unsupported_parameter",
             param="tools",
         )
-    if forced and not tokenizer.tool_parser.__module__.endswith(".json_tools"):
+    if forced and dialect.form is None:
         raise ApiError(
             400,
-            "this model cannot force a tool call, because its calls are not JSON: use tool_choice auto",
+            f"this server has no grammar for the tool calls of this model's template ({dialect.name}): use "
+            "tool_choice auto",
             code="unsupported_parameter",
             param="tool_choice",
-        )
-    grammar = tool_grammar(forced) if forced else conversation.grammar
-    if grammar and tools and not forced:
-        raise ApiError(
-            400,
-            "response_format cannot be combined with tools: omit one of them, or send tool_choice none",
-            code="unsupported_parameter",
-            param="response_format",
         )
     kwargs = dict(conversation.arguments or {})
     if name := next((name for name in kwargs if name in reserved(tokenizer)), None):
@@ -100,9 +97,7 @@ def render(conversation: Conversation, model: ServedModel) -> Prompt:
             f"chat_template_kwargs: {name!r} is reserved",
             param=f"chat_template_kwargs.{name}",
         )
-    if grammar and tokenizer.has_thinking:
-        kwargs.setdefault("enable_thinking", False)
-    messages = list(conversation.messages)
+    messages = dialect.history(conversation.messages)
     reject_oversized((message["content"] for message in messages), model, "messages")
     if conversation.continues:
         kwargs["continue_final_message"] = True
@@ -112,17 +107,18 @@ def render(conversation: Conversation, model: ServedModel) -> Prompt:
         shared = len(tokens)
     elif model.needs_boundary or _opens_reasoning(tokenizer, tokens):
         shared = _common(_apply(tokenizer, messages, tools, kwargs, prompt=False), tokens)
-    begins = _begins(tokenizer, tokens[shared:])
-    if grammar and begins != "normal":
-        raise ApiError(
-            400,
-            "this model's template opens the reasoning, so the answer cannot follow a format",
-            code="unsupported_parameter",
-            param="response_format" if not forced else "tool_choice",
+    begins = _begins(tokenizer, tokens[shared:], continues=conversation.continues)
+    grammar = None
+    if forced or conversation.grammar:
+        thinks = begins == "reasoning" or not _closes_reasoning(tokenizer, tokens[shared:])
+        grammar = answer_grammar(
+            tokenizer,
+            conversation.grammar,
+            forced or (tools if dialect.form else []),
+            begins if thinks else "answer",
+            several=conversation.several,
+            must_call=bool(forced),
         )
-    if forced:
-        tokens = [*tokens, *tokenizer.encode(tokenizer.tool_call_start, add_special_tokens=False)]
-        begins = "tool"
     return Prompt(checked(tokens, model, "messages"), begins, shared if model.needs_boundary else 0, grammar)
 
 
@@ -237,17 +233,32 @@ def _with_arguments(call: dict[str, Any], form: Callable[[Any], Any]) -> dict[st
     return call | {"function": function | {"arguments": form(function["arguments"])}}
 
 
-def _begins(tokenizer: Any, opening: list[int]) -> str:
+def _begins(tokenizer: Any, opening: list[int], *, continues: bool) -> str:
     """Return where the answer begins: a template's generation prompt may open the reasoning."""
+    if dialect_of(tokenizer).channels:
+        return "normal" if continues else "header"
     if _opens_reasoning(tokenizer, opening):
         return "reasoning"
     return "reasoning" if tokenizer.response_initial_state == "reasoning" else "normal"
 
 
 def _opens_reasoning(tokenizer: Any, tokens: list[int]) -> bool:
-    return bool(
-        tokenizer.has_thinking and tokenizer.rfind_think_start(tokens) > tokenizer.rfind_think_end(tokens)
-    )
+    start, end = _last_markers(tokenizer, tokens)
+    return start > end
+
+
+def _closes_reasoning(tokenizer: Any, tokens: list[int]) -> bool:
+    start, end = _last_markers(tokenizer, tokens)
+    return end > start
+
+
+def _last_markers(tokenizer: Any, tokens: list[int]) -> tuple[int, int]:
+    """Return where a text last has the beginning and the end of reasoning; -1 for nowhere."""
+    markers = None if dialect_of(tokenizer).channels else thinking(tokenizer)
+    if markers is None or not tokens:
+        return -1, -1
+    text = tokenizer.decode(tokens)
+    return text.rfind(markers[0]), text.rfind(markers[1])
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -201,6 +201,11 @@ class ServeProgram(ModelOptions):
         Field(description="Model id in the API"),
         Arg(metavar="NAME", group=MODEL, default="the folder's name"),
     ] = None
+    any_model: Annotated[
+        bool,
+        Field(description="Accept any model id in requests: the answer names the served one"),
+        Arg(group=MODEL),
+    ] = False
     host: Annotated[
         str,
         AfterValidator(_not_blank),

@@ -4,7 +4,6 @@ It separates the engine from the APIs: no HTTP, no terms of a protocol, no mlx. 
 body to requests, and the chunks of their streams to responses.
 """
 
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -73,7 +72,7 @@ class TextOptions:
     Args:
         stops: strings that end the text and are not part of it.
         tools: definitions of the available tools; without any, tool markers are plain text.
-        begins: where the text begins: "normal", "reasoning" or "tool" (the prompt may have opened either).
+        begins: where the text begins: "normal" or "reasoning" (the prompt may have opened it).
         split: whether to separate reasoning and tool calls from the answer.
         parallel_calls: whether several tool calls are allowed; if not, the first call ends the text.
     """
@@ -140,11 +139,11 @@ class Token:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A tool call of the model."""
+    """A complete tool call of the model."""
 
     name: str
     arguments: str  # JSON
-    id: str = field(default_factory=lambda: f"call_{uuid.uuid4().hex[:24]}")
+    id: str
 
 
 @dataclass(frozen=True)
@@ -177,10 +176,34 @@ class Reasoning:
 
 
 @dataclass(frozen=True)
-class ToolCalls:
-    """Complete tool calls."""
+class CallBegin:
+    """A tool call begins; its arguments follow."""
 
-    calls: tuple[ToolCall, ...]
+    id: str
+    name: str
+    tokens: tuple[Token, ...] = ()
+
+
+@dataclass(frozen=True)
+class CallArguments:
+    """A part of the current call's arguments (JSON)."""
+
+    text: str
+    tokens: tuple[Token, ...] = ()
+
+
+@dataclass(frozen=True)
+class CallEnd:
+    """The current call has ended.
+
+    Args:
+        valid: whether its arguments are complete and valid.
+        text: what the model wrote instead of a valid call; "" if a limit cut it.
+        tokens: the tokens since the last chunk.
+    """
+
+    valid: bool = True
+    text: str = ""
     tokens: tuple[Token, ...] = ()
 
 
@@ -209,4 +232,4 @@ class Finish:
     stop: str | None = None
 
 
-Chunk = Text | Reasoning | ToolCalls | Prefill | Finish
+Chunk = Text | Reasoning | CallBegin | CallArguments | CallEnd | Prefill | Finish

@@ -1,20 +1,31 @@
 """Converts tokens to text up to the first stop string, split into answer, reasoning and tool calls.
 
-Its input is token ids, its output chunks; knows no protocol and no engine.
+Its input is token ids, its output chunks; knows no protocol and no engine. How a family of models writes its
+calls is in dialect/.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from mlx_lm.generate import TextStateMachine
 
-from jaccl_kernel.inference.request import Reasoning, Text, TextOptions, ToolCall, ToolCalls
+from jaccl_kernel.inference.dialect.detect import dialect_of, thinking
+from jaccl_kernel.inference.dialect.reader import Piece, Reader
+from jaccl_kernel.inference.request import (
+    CallArguments,
+    CallBegin,
+    CallEnd,
+    Reasoning,
+    Text,
+    TextOptions,
+)
 
 ANSWER, REASONING, TOOL = "normal", "reasoning", "tool"  # mlx-lm's names of the states
+HEADER = "header"  # of a message of gpt-oss: its channel, and the tool that it calls
+HEADER_END = "<|message|>"
 
 
-Part = Text | Reasoning | ToolCalls
+Part = Text | Reasoning | CallBegin | CallArguments | CallEnd
 
 
 class Assembler:
@@ -33,15 +44,20 @@ class Assembler:
 
     def __init__(self, tokenizer: Any, options: TextOptions | None = None) -> None:
         options = options or TextOptions()
+        dialect = dialect_of(tokenizer)
         self._parallel = options.parallel_calls
         self._stops = sorted(options.stops, key=len, reverse=True)
         self._detokenizer = tokenizer.detokenizer
-        self._parser = tokenizer.tool_parser if options.tools and options.split else None
         self._tools = list(options.tools)
-        transitions = _transitions(tokenizer, options.stops, tools=bool(self._parser), split=options.split)
-        self._state = TextStateMachine(transitions).make_state(options.begins)
-        self._tool_text = ""
-        self._in_tool = False
+        self._read = dialect.read if options.tools and options.split else None
+        self._bare = dialect.bare if self._read else ""
+        self._machine = TextStateMachine(
+            _transitions(tokenizer, options.stops, tools=bool(self._read), split=options.split)
+        )
+        self._state = self._machine.make_state(options.begins)
+        self._reader: Reader | None = None  # of the calls that are open
+        self._header = ""
+        self._channel = ANSWER  # of the current message of gpt-oss
         self._blank = ""  # whitespace held back: before a tool call it is not content
         self._blank_allowed = True  # whether the text is at the beginning of a part
         self.stopped = False
@@ -51,7 +67,7 @@ class Assembler:
 
     def add(self, token: int) -> list[Part]:
         """Add a token that is not an end-of-text token. Returns the new parts."""
-        if self._state[0] == REASONING:
+        if REASONING in (self._state[0], self._channel):
             self.reasoning_tokens += 1
         try:
             self._detokenizer.add_token(token)
@@ -66,8 +82,9 @@ class Assembler:
         if not self.stopped:
             self._state, rest, state = TextStateMachine.flush(self._state)
             self._append(parts, state, rest)
-        if self._in_tool:
-            self._close_tool(parts, broken=cut)
+        self._close_reader(parts, cut=cut)
+        if self._header and not cut:
+            parts.append(Text(self._header))
         if self._blank and not self.called:
             parts.append(Text(self._blank))
         self._blank = ""
@@ -75,86 +92,112 @@ class Assembler:
 
     def _split(self, text: str) -> list[Part]:
         parts: list[Part] = []
-        if self._state[0] is None or not text:
-            return parts
-        given = self._state[3] + text
-        self._state, segments = TextStateMachine.split(self._state, text)
-        for state, part in segments:
-            if state is None:
-                self.stopped = True
-                read = given[: len(given) - len(self._state[3])]
-                self.stop = next((stop for stop in self._stops if read.endswith(stop)), None)
-            else:
-                self._append(parts, state, part)
-            if self.called and not self._parallel:
-                self.stopped = True
-                break
+        while text and self._state[0] is not None and not self.stopped:
+            given = self._state[3] + text
+            self._state, segments = TextStateMachine.split(self._state, text)
+            text = ""
+            for state, part in segments:
+                if state is None:
+                    self.stopped = True
+                    read = given[: len(given) - len(self._state[3])]
+                    self.stop = next((stop for stop in self._stops if read.endswith(stop)), None)
+                    self._close_reader(parts, cut=self.stop is not None)
+                else:
+                    text = self._append(parts, state, part)
+                if self.stopped:
+                    break
+            if self._state[0] == TOOL and self._reader is None:  # the calls have ended
+                text += self._state[3]
+                self._state = self._machine.make_state(ANSWER)
         return parts
 
-    def _append(self, parts: list[Part], state: str | None, text: str) -> None:
-        if self._in_tool and state != TOOL:
-            self._close_tool(parts)
-        if state == TOOL:
-            self._in_tool = True
-            self._tool_text += text
-            self._blank = ""
-        elif state == REASONING:
+    def _append(self, parts: list[Part], state: str | None, text: str) -> str:
+        """Append the text of a state. Returns the text after the end of tool calls."""
+        if state in (REASONING, HEADER):
+            self._close_reader(parts)
+        if state == HEADER:
+            self._header += text
+            self._channel = ANSWER
+            return ""
+        if self._header:
+            self._open_channel(parts)
+        if state == TOOL or self._reader:
+            return self._read_call(parts, text)
+        if REASONING in (state, self._channel):
             if text:
                 parts.append(Reasoning(text))
             self._blank, self._blank_allowed = "", True
         elif text:
             text = self._blank + text
-            held = bool(self._parser) and self._blank_allowed and text.isspace()
+            begins = self._blank_allowed and text.lstrip()[:1]
+            if self._bare and begins and begins in self._bare:
+                return self._read_call(parts, text.lstrip())
+            held = bool(self._read) and self._blank_allowed and text.isspace()
             self._blank = text if held else ""
             if not held:
                 parts.append(Text(text))
                 self._blank_allowed = False
+        return ""
 
-    def _close_tool(self, parts: list[Part], *, broken: bool = False) -> None:
-        """Convert the text between the markers to a call, or to plain text if no parser can read it."""
-        text, self._tool_text, self._in_tool = self._tool_text, "", False
-        try:
-            parsed = self._parser(text, self._tools) if self._parser else []
-            calls = [_call(one) for one in (parsed if isinstance(parsed, list) else [parsed])]
-        except Exception:  # mlx-lm's parsers raise many types on invalid output
-            calls = []
-        calls = calls if self._parallel else calls[:1]
-        self._blank_allowed = True
-        if calls:
-            parts.append(ToolCalls(tuple(calls)))
-            self.called = True
-        elif text and not broken:
-            parts.append(Text(text))
+    def _open_channel(self, parts: list[Part]) -> None:
+        """Begin a message of gpt-oss: its header says what it is."""
+        header, self._header = self._header, ""
+        if self._read and "to=functions." in header:
+            self._read_call(parts, header + HEADER_END)
+        elif "analysis" in header:
+            self._channel = REASONING
 
+    def _read_call(self, parts: list[Part], text: str) -> str:
+        """Read the text of tool calls. Returns the text after their end."""
+        assert self._read
+        self._blank = ""
+        self._reader = reader = self._reader or self._read(self._tools)
+        self._take(parts, reader.feed(text))
+        if not reader.ended:
+            return ""
+        self._reader = None
+        return reader.rest
 
-def _call(parsed: dict[str, Any]) -> ToolCall:
-    """Return a parsed call. Llama writes `parameters` for `arguments`; Kimi and Mistral write own ids."""
-    arguments = parsed.get("arguments", parsed.get("parameters"))
-    if isinstance(arguments, str):
-        text = arguments
-    else:
-        text = json.dumps({} if arguments is None else arguments, ensure_ascii=False)
-    name, given = str(parsed["name"]), parsed.get("id")
-    return ToolCall(name, text, given) if isinstance(given, str) and given else ToolCall(name, text)
+    def _close_reader(self, parts: list[Part], *, cut: bool = False) -> None:
+        reader, self._reader = self._reader, None
+        if reader:
+            self._take(parts, reader.finish(cut=cut))
+
+    def _take(self, parts: list[Part], pieces: Sequence[Piece]) -> None:
+        """Append the pieces of a reader, up to the only allowed call."""
+        for piece in pieces:
+            if self.called and not self._parallel:
+                break
+            parts.append(piece)
+            self._blank_allowed = isinstance(piece, CallEnd)
+            if isinstance(piece, CallEnd) and piece.valid:
+                self.called = True
+                self.stopped = self.stopped or not self._parallel
 
 
 def _transitions(
     tokenizer: Any, stops: Sequence[str], *, tools: bool, split: bool
 ) -> dict[str, list[tuple[str, str | None]]]:
     """Return mlx-lm's states and transitions; a stop string leads from each state to the end (None)."""
+    dialect, markers = dialect_of(tokenizer), thinking(tokenizer)
     edges: dict[str, list[tuple[str, str | None]]] = {ANSWER: []}
-    if split and tokenizer.has_thinking:
-        edges[ANSWER].append((tokenizer.think_start, REASONING))
-        edges[REASONING] = [(tokenizer.think_end, ANSWER)]
-    if tools:
+    if split and dialect.channels:
+        edges[HEADER] = [(HEADER_END, ANSWER)]
+        edges[ANSWER] = [("<|end|>", HEADER), ("<|start|>", HEADER), ("<|call|>", None), ("<|return|>", None)]
+    elif split and markers:
+        edges[ANSWER].append((markers[0], REASONING))
+        edges[REASONING] = [(markers[1], ANSWER)]
+    if tools and not dialect.channels:
+        edges[TOOL] = []
         formatted = {to for targets in tokenizer.response_transitions.values() for _, to in targets}
-        if TOOL not in formatted:
-            edges[ANSWER].append((tokenizer.tool_call_start, TOOL))
-        if REASONING in edges:  # as mlx-lm does: small models forget to close it
-            edges[REASONING].append((tokenizer.tool_call_start, TOOL))
-        edges[TOOL] = [(tokenizer.tool_call_end, ANSWER)] if tokenizer.tool_call_end else []
+        for start in dialect.starts:
+            if TOOL not in formatted:
+                edges[ANSWER].append((start, TOOL))
+            if REASONING in edges:  # as mlx-lm does: small models forget to close it
+                edges[REASONING].append((start, TOOL))
     if split:
         edges[ANSWER] += [(marker, ANSWER) for marker in tokenizer.structural_markers or ()]
+        edges[ANSWER] += [(marker, ANSWER) for marker in dialect.silent]
         for state, targets in tokenizer.response_transitions.items():
             edges.setdefault(state, []).extend(targets)
     for targets in edges.values():

@@ -201,6 +201,7 @@ class Service:
                 **{name: value for name, value in asdict(self.facts).items() if value is not None},
             },
             needs_boundary=loaded.needs_boundary,
+            any_name=self.options.any_model,
         )
         self.state.engine = engine
         for target, arguments in (

@@ -1,6 +1,7 @@
 """A tokenizer with markers for reasoning and tool calls, and templates in the shape of model families."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,15 @@ TEMPLATE = (  # in the shape of Qwen3's: JSON calls, reasoning in its own marker
 )
 
 
-def make_tokenizer(tiny_model: Path, folder: Path, template: str = TEMPLATE) -> Any:
+def make_tokenizer(
+    tiny_model: Path, folder: Path, template: str = TEMPLATE, markers: Sequence[str] = MARKERS
+) -> Any:
     """The tiny model's tokenizer with these markers and this chat template, as mlx-lm loads it."""
     from mlx_lm.utils import load_tokenizer
 
     tokens = json.loads((tiny_model / "tokenizer.json").read_text())
-    for number, word in enumerate(MARKERS, 259):
-        token = {"id": number, "content": word, "special": False, "normalized": False}
+    for number, word in enumerate(markers, 259):
+        token = {"id": number, "content": word, "special": word.startswith("["), "normalized": False}
         tokens["added_tokens"].append(token | {"single_word": False, "lstrip": False, "rstrip": False})
     (folder / "tokenizer.json").write_text(json.dumps(tokens))
     settings = json.loads((tiny_model / "tokenizer_config.json").read_text())

@@ -282,7 +282,7 @@ def test_one_call_if_parallel_calls_are_off(
     answer = post(agent, body)
     if stream:
         chunks = [event["choices"][0] for event in events(answer.text)[:-1]]
-        calls = [call for chunk in chunks for call in chunk["delta"].get("tool_calls", [])]
+        calls = [call for chunk in chunks for call in chunk["delta"].get("tool_calls", []) if call.get("id")]
         finish, text = chunks[-1]["finish_reason"], "".join(c["delta"].get("content") or "" for c in chunks)
     else:
         [choice] = answer.json()["choices"]
@@ -325,7 +325,7 @@ def test_an_agents_long_conversation_is_accepted(engine: Engine, agent: str, age
 def test_tool_choice_is_supported_or_rejected(
     engine: Engine, agent: str, url: str, agent_tokenizer: Any
 ) -> None:
-    say(engine, agent_tokenizer, CALL)
+    say(engine, agent_tokenizer, f"<tool_call>{CALL}</tool_call>")
     for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
         [told] = post(agent, HI | {"tools": [TOOL], "tool_choice": choice}).json()["choices"]
         assert told["finish_reason"] == "tool_calls"
@@ -356,16 +356,13 @@ def test_a_format_becomes_a_grammar_or_is_rejected(engine: Engine, url: str, age
     ):
         assert complaint(post(url, HI | {"response_format": wrong}))["param"].startswith("response_format")
     both = HI | {"response_format": {"type": "json_object"}, "tools": [TOOL]}
-    assert "cannot be combined with tools" in complaint(post(agent, both))["message"]
+    assert post(agent, both).status_code == 200
     assert post(agent, both | {"tool_choice": "none"}).status_code == 200
     open_think = HI | {
         "response_format": {"type": "json_object"},
         "chat_template_kwargs": {"open_think": True},
     }
-    assert post(agent, open_think).status_code == 200  # reasoning is left out for it
-    insisting = {"open_think": True, "enable_thinking": True}
-    refused = post(agent, open_think | {"chat_template_kwargs": insisting})
-    assert "reasoning" in complaint(refused)["message"]
+    assert post(agent, open_think).status_code == 200  # the format begins after the reasoning
 
 
 # complaints

@@ -9,7 +9,7 @@ import pytest
 
 from jaccl_kernel.api.config import ServedModel
 from jaccl_kernel.inference.request import RequestError
-from tests.api.agents import CALL, PARAMETERS, THOUGHT
+from tests.api.agents import CALLED, PARAMETERS, THOUGHT
 from tests.api.scripted import Engine, prompt, say, serving
 
 TOOL: Any = {"name": "weather", "input_schema": PARAMETERS}
@@ -115,7 +115,7 @@ def test_the_last_message_of_the_assistant_is_continued(
 def test_choices_of_tools_and_thinking_are_honoured(
     engine: Engine, messages: Any, agent_tokenizer: Any
 ) -> None:
-    say(engine, agent_tokenizer, CALL)
+    say(engine, agent_tokenizer, CALLED)
     asked: dict[str, Any] = {
         "model": "tiny",
         "max_tokens": 99,

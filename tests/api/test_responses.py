@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from jaccl_kernel.api.stored import MOST, ResponseStore
-from tests.api.agents import CALL, PARAMETERS, THOUGHT
+from tests.api.agents import CALL, CALLED, PARAMETERS, THOUGHT
 from tests.api.scripted import Engine, prompt, say
 
 FUNCTION = {"type": "function", "name": "weather", "parameters": PARAMETERS, "strict": False}
@@ -179,7 +179,7 @@ def test_a_format_a_forced_tool_and_a_limit_reach_the_engine(
     form: Any = {"format": {"type": "json_schema", "name": "x", "schema": schema}}
     assert responses.create(model="tiny", input="x", text=form).output_text == '{"a": 1}'
     assert engine.asked[-1].grammar
-    say(engine, agent_tokenizer, CALL)
+    say(engine, agent_tokenizer, CALLED)
     choice: Any = {"type": "function", "name": "weather"}
     [call] = responses.create(model="tiny", input="x", tools=[FUNCTION], tool_choice=choice).output
     assert (call.type, call.name) == ("function_call", "weather")

@@ -10,10 +10,19 @@ from jaccl_kernel.api.adapter import Answer
 from jaccl_kernel.api.config import ServedModel
 from jaccl_kernel.api.errors import ApiError
 from jaccl_kernel.api.fields import Whole, text_of, validate
-from jaccl_kernel.api.formats import GUIDES, guided_grammar, json_grammar
+from jaccl_kernel.api.formats import GUIDES, guided_grammar, json_grammar, unenforced
 from jaccl_kernel.api.openai.shared import UNSUPPORTED, OpenAIAdapter, OpenAIRequest
 from jaccl_kernel.api.templates import Conversation, Prompt, render
-from jaccl_kernel.inference.request import Chunk, Reasoning, Text, TextOptions, Token, ToolCall, ToolCalls
+from jaccl_kernel.inference.request import (
+    CallArguments,
+    CallBegin,
+    Chunk,
+    Reasoning,
+    Text,
+    TextOptions,
+    Token,
+    ToolCall,
+)
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -56,8 +65,9 @@ class ChatCompletions(OpenAIAdapter):
             raise ApiError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
         logprobs = (chat.top_logprobs or 0) if chat.logprobs else None
         super().__init__(chat, model, choices=chat.n, logprobs=logprobs)
-        self._calls: dict[int, int] = {}  # choice -> tool calls sent so far
+        self._calls: dict[int, int] = {}  # choice -> number of its current tool call
         self._begun: set[int] = set()
+        self._warnings: list[str] = []
 
     def limit(self) -> int | None:
         """See OpenAIAdapter."""
@@ -67,15 +77,22 @@ class ChatCompletions(OpenAIAdapter):
         """See OpenAIAdapter."""
         chat = self._chat
         tools = _tools(chat)
+        forced = _forced(chat, tools)
+        self._warnings = _warnings(chat, forced)
         conversation = Conversation(
             messages=[_message(one, at) for at, one in enumerate(chat.messages)],
             tools=tools,
-            forced=_forced(chat, tools),
+            forced=forced,
+            several=chat.parallel_tool_calls and "function" not in chat.tool_choice,
             grammar=_format_grammar(chat.response_format) or _guided_grammar(chat),
             arguments=_template_arguments(chat),
             continues=chat.continue_final_message and chat.messages[-1].get("role") == "assistant",
         )
         return [render(conversation, self.model)]
+
+    def warnings(self) -> list[str]:
+        """See Adapter. Keywords of a schema that is not `strict`, which no grammar enforces."""
+        return self._warnings
 
     def text_options(self, prompt: Prompt) -> TextOptions:
         """See OpenAIAdapter."""
@@ -93,12 +110,12 @@ class ChatCompletions(OpenAIAdapter):
                 delta["content"] = chunk.text
             case Reasoning():
                 delta |= {"reasoning_content": chunk.text, "reasoning": chunk.text}
-            case ToolCalls():
-                start = self._calls.get(index, 0)
-                self._calls[index] = start + len(chunk.calls)
-                delta["tool_calls"] = [
-                    {"index": at, **_call(call)} for at, call in enumerate(chunk.calls, start)
-                ]
+            case CallBegin():
+                self._calls[index] = at = self._calls.get(index, -1) + 1
+                delta["tool_calls"] = [{"index": at, **_call(ToolCall(chunk.name, "", chunk.id))}]
+            case CallArguments():
+                function = {"arguments": chunk.text}
+                delta["tool_calls"] = [{"index": self._calls[index], "function": function}]
         return {"delta": delta}
 
     def choice_body(self, index: int, answer: Answer) -> dict[str, Any]:
@@ -242,6 +259,18 @@ def _format_grammar(response_format: dict[str, Any] | None) -> str | None:
             400, "response_format.json_schema.schema: must be a JSON schema", param="response_format"
         )
     return json_grammar(schema, "response_format", strict=bool(outer.get("strict")))
+
+
+def _warnings(chat: ChatRequest, forced: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the keywords that no grammar enforces, of the format and the forced tools."""
+    asked = chat.response_format or {}
+    outer = asked.get("json_schema")
+    schemas = {"response_format": outer.get("schema") if isinstance(outer, dict) else asked.get("schema")}
+    for tool in forced:
+        schemas[f"tools.{tool['function']['name'][:60]}"] = tool["function"].get("parameters")
+    found = {name: unenforced(schema, name) for name, schema in schemas.items() if isinstance(schema, dict)}
+    texts = [f"{name}: not enforced: {keywords}" for name, keywords in found.items() if keywords]
+    return ["".join(one if " " <= one <= "~" else "?" for one in text) for text in texts]
 
 
 def _guided_grammar(chat: ChatRequest) -> str | None:

@@ -29,12 +29,14 @@ from jaccl_kernel.api.openai.responses_input import (
 )
 from jaccl_kernel.api.openai.responses_output import Output, usage_of
 from jaccl_kernel.inference.request import (
+    CallArguments,
+    CallBegin,
+    CallEnd,
     Chunk,
     Reasoning,
     Request,
     Text,
     Token,
-    ToolCalls,
 )
 
 # Fields that this server does not support, with the values that request nothing.
@@ -115,6 +117,10 @@ class Responses(Adapter):
                 dropped += turns
                 self._chat = _renamed(lambda: ChatCompletions(self._chat_body(), self._model))
 
+    def warnings(self) -> list[str]:
+        """See Adapter."""
+        return self._chat.warnings()
+
     def events(self, index: int, chunk: Chunk) -> Iterator[Event]:
         """See Adapter."""
         if not self._begun:
@@ -145,8 +151,8 @@ class Responses(Adapter):
             parts.append(Reasoning(answer.reasoning))
         if answer.text:
             parts.append(Text(answer.text, tuple(answer.tokens)))
-        if answer.calls:
-            parts.append(ToolCalls(tuple(answer.calls)))
+        for call in answer.calls:
+            parts += [CallBegin(call.id, call.name), CallArguments(call.arguments), CallEnd()]
         for part in (*parts, answer.finish):
             for _ in self._output.add(part, self._logprobs(part)):
                 pass

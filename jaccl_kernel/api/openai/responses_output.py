@@ -11,7 +11,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaccl_kernel.api.adapter import Event
-from jaccl_kernel.inference.request import Chunk, Finish, Reasoning, Text, ToolCall, ToolCalls, Usage
+from jaccl_kernel.inference.request import (
+    CallArguments,
+    CallBegin,
+    CallEnd,
+    Chunk,
+    Finish,
+    Reasoning,
+    Text,
+    Usage,
+)
 
 
 class Output:
@@ -40,9 +49,12 @@ class Output:
                 yield from self._grow("reasoning", chunk.text, [])
             case Text():
                 yield from self._grow("message", chunk.text, logprobs)
-            case ToolCalls():
-                for call in chunk.calls:
-                    yield from self._call(call)
+            case CallBegin():
+                yield from self._begin_call(chunk)
+            case CallArguments():
+                yield from self._grow_call(chunk.text)
+            case CallEnd():
+                yield from self._close("completed" if chunk.valid else "incomplete")
             case Finish():
                 yield from self._close("incomplete" if chunk.reason == "length" else "completed")
                 self.finish = chunk
@@ -88,6 +100,9 @@ class Output:
         if item is None:
             return
         item["status"] = status
+        if "call_id" in item:
+            yield from self._close_call(item, {"item_id": item["id"], "output_index": len(self.items)})
+            return
         [part] = item["content"]
         place = {"item_id": item["id"], "output_index": len(self.items), "content_index": 0}
         if item["type"] == "message":
@@ -100,18 +115,31 @@ class Output:
         yield {"type": "response.content_part.done", **place, "part": part}
         yield self._done(item)
 
-    def _call(self, call: ToolCall) -> Iterator[Event]:
+    def _begin_call(self, call: CallBegin) -> Iterator[Event]:
         yield from self._close("completed")
         custom = call.name in self._custom
         kind, prefix = ("custom_tool_call", "ctc") if custom else ("function_call", "fc")
-        name, text = ("input", _custom_input(call)) if custom else ("arguments", call.arguments)
         item = {"id": f"{prefix}_{uuid.uuid4().hex}", "type": kind, "call_id": call.id, "name": call.name}
-        yield self._added({**item, "status": "in_progress", name: ""})
-        place = {"item_id": item["id"], "output_index": len(self.items)}
-        event = "response.custom_tool_call_input" if custom else "response.function_call_arguments"
-        yield {"type": f"{event}.delta", **place, "delta": text}
-        yield {"type": f"{event}.done", **place, "name": call.name, name: text}
-        yield self._done({**item, "status": "completed", name: text})
+        self._open = {**item, "status": "in_progress", "input" if custom else "arguments": ""}
+        yield self._added(dict(self._open))
+
+    def _grow_call(self, text: str) -> Iterator[Event]:
+        """Add to the open call; the input of a custom tool is known only at its end."""
+        assert self._open
+        if "input" in self._open:
+            self._open["input"] += text
+            return
+        self._open["arguments"] += text
+        yield {"type": "response.function_call_arguments.delta", **self._place_of_call(), "delta": text}
+
+    def _close_call(self, item: dict[str, Any], place: dict[str, Any]) -> Iterator[Event]:
+        name, event = "arguments", "response.function_call_arguments"
+        if "input" in item:
+            name, event = "input", "response.custom_tool_call_input"
+            item["input"] = _custom_input(item["input"])
+            yield {"type": f"{event}.delta", **place, "delta": item["input"]}
+        yield {"type": f"{event}.done", **place, "name": item["name"], name: item[name]}
+        yield self._done(item)
 
     def _added(self, item: dict[str, Any]) -> Event:
         return {"type": "response.output_item.added", "output_index": len(self.items), "item": item}
@@ -120,19 +148,22 @@ class Output:
         self.items.append(item)
         return {"type": "response.output_item.done", "output_index": len(self.items) - 1, "item": item}
 
-    def _place(self) -> dict[str, Any]:
+    def _place_of_call(self) -> dict[str, Any]:
         assert self._open
-        return {"item_id": self._open["id"], "output_index": len(self.items), "content_index": 0}
+        return {"item_id": self._open["id"], "output_index": len(self.items)}
+
+    def _place(self) -> dict[str, Any]:
+        return {**self._place_of_call(), "content_index": 0}
 
 
-def _custom_input(call: ToolCall) -> str:
+def _custom_input(arguments: str) -> str:
     """Return the input of a custom tool's call."""
     try:
-        given = json.loads(call.arguments)
+        given = json.loads(arguments)
     except ValueError:
-        return call.arguments
+        return arguments
     text = given.get("input") if isinstance(given, dict) else None
-    return text if isinstance(text, str) else call.arguments
+    return text if isinstance(text, str) else arguments
 
 
 def usage_of(usage: Usage) -> dict[str, Any]:

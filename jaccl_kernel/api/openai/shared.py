@@ -18,6 +18,7 @@ from jaccl_kernel.api.errors import ApiError
 from jaccl_kernel.api.fields import Number, RequestBody, Whole, check_model
 from jaccl_kernel.api.templates import Prompt
 from jaccl_kernel.inference.request import (
+    CallEnd,
     Chunk,
     Finish,
     Prefill,
@@ -201,7 +202,7 @@ class OpenAIAdapter(Adapter):
 
     def events(self, index: int, chunk: Chunk) -> Iterator[Event]:
         """See Adapter."""
-        if isinstance(chunk, Prefill):
+        if isinstance(chunk, Prefill) or (isinstance(chunk, CallEnd) and self._logprobs is None):
             return
         finish = None
         if isinstance(chunk, Finish):

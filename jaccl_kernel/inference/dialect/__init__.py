@@ -1,0 +1,1 @@
+"""How each family of models writes tool calls: one table (families.py), its readers and grammars."""
