@@ -24,13 +24,18 @@ print(json.dumps({{"executable": sys.executable, "version": platform.python_vers
 # Runs $1 with the other arguments. macOS's own Python is not run: without Xcode's tools it opens a dialog on
 # that Mac's screen, and with them it is 3.9, too old for jobs.
 _GUARDED = """
-found=$(command -v "$1") || exit 127
-if [ "$found:$(uname)" = /usr/bin/python3:Darwin ]; then
-  echo "only /usr/bin/python3 was found, which is not run" >&2
-  exit 127
-fi
-shift
-exec "$found" "$@"
+system=$(uname)
+places=$PATH
+case $1 in */*) places=${1%/*} ;; esac
+IFS=:
+for folder in $places; do
+  found=$folder/${1##*/}
+  [ -x "$found" ] && [ ! -d "$found" ] && [ "$found:$system" != /usr/bin/python3:Darwin ] || continue
+  shift
+  exec "$found" "$@"
+done
+echo "$1 was not found, except for /usr/bin/python3, which is not run" >&2
+exit 127
 """.strip()
 
 
