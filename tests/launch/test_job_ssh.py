@@ -16,10 +16,10 @@ from jaccl_kernel.launch import ports
 from jaccl_kernel.launch.job import Job
 from jaccl_kernel.launch.run import run
 from jaccl_kernel.launch.spec import JobSpec
-from tests.conftest import until
+from tests.conftest import GONE_DEADLINE_S, until
 from tests.events import bodies, is_stage
 from tests.launch.test_job import _wait_ready, _wait_stage
-from tests.sshd import Macs, start_macs
+from tests.sshd import Macs, is_alive, start_macs
 
 pytestmark = [pytest.mark.sshd, pytest.mark.usefixtures("nothing_left")]
 
@@ -83,7 +83,7 @@ async def test_an_unresponsive_remote_rank_is_killed_by_its_pid(macs: Macs, stat
             await _wait_stage(job, 0, "join")
         else:
             psutil.Process(pid).suspend()
-    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    await until(lambda: not is_alive(pid), "the killed rank to be gone", GONE_DEADLINE_S)
 
 
 async def test_a_remote_rank_that_dies_is_named(macs: Macs) -> None:
