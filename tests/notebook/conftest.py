@@ -32,7 +32,15 @@ def lab(clone: Path, tiny_model: Path, tmp_path: Path) -> Iterator[Lab]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def chromium() -> Iterator[Any]:
     """One Chromium for a file's tests."""
     with open_browser() as opened:
         yield opened
+
+
+@pytest.fixture
+def browser(chromium: Any) -> Iterator[Any]:
+    """That Chromium; its pages are closed after the test, or they look for their lost server for ever."""
+    yield chromium
+    for context in chromium.contexts:
+        context.close()
