@@ -72,7 +72,11 @@ def test_a_signal_is_obeyed_whatever_the_output(tmp_path: Path, signum: signal.S
     if "/dev/full" in closed and not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
     command = ["/bin/sh", "-c", shell, sys.executable, WAITING, str(ready), str(ended)]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+
+    def obey() -> None:
+        signal.signal(signum, signal.SIG_DFL)  # nohup, and a shell's &, start programs that ignore it
+
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, preexec_fn=obey) as process:
         try:
             end = time.monotonic() + 60
             while not ready.exists():

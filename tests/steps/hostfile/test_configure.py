@@ -158,7 +158,7 @@ async def test_the_versions_that_count_are_those_of_the_environment_for_jobs() -
 
     await configure(replace(cluster, nodes=(Recorded("studio1"),)))
     assert "jaccl-env/bin/python" in asked[0]
-    assert "python3" not in asked[0]
+    assert " python3 -c" not in asked[0]
 
 
 async def test_the_ring_of_a_broken_mlx_is_rejected() -> None:
