@@ -30,7 +30,7 @@ from jaccl_kernel.nodes.transfer import RoutedNode
 
 FAR_PORTS = (31_100, 31_119)  # ranks on other machines connect to these; a firewall must allow them
 PORT_COUNT = 20  # of a controller, which uses 18
-START_S = 20.0
+START_S = 60.0
 HEARTBEAT_MS = (
     100  # an engine registers after one or two heartbeats: the default of 3000 makes a start take 7 s
 )

@@ -25,7 +25,7 @@ from jaccl_kernel.launch.cleanup import finish_cleanup
 from jaccl_kernel.launch.run import OnEvent
 
 LOOK_S = 0.1
-START_S = 20.0  # until the supervisor has registered or failed
+START_S = 60.0  # until the supervisor has registered or failed
 ASK_S = 3.0
 STOP_S = 15.0  # from SIGTERM to SIGKILL
 KILL_S = 6.0  # after SIGKILL: the launcher's stdin ends, and it ends the ranks
