@@ -28,7 +28,9 @@ from jaccl_kernel.launch.records import RECORDS, Deliver, Ended, EndJob, Output,
 from jaccl_kernel.nodes import ssh
 
 GRACE_S = 1.0  # between closing a rank's stdin and killing it
-REMOTE_KILL_S = 5.0
+REMOTE_KILL_S = 8.0  # for the kill of a remote rank, with its repetitions
+REMOTE_RETRY_S = 0.3
+SSH_FAILED = 255  # ssh's own exit status
 EOF_S = 2.0  # after all output of an exited rank, until its pipes end: a child of it may hold them open
 DRAIN_TICK_S = 0.02
 LINE_LIMIT = 1 << 16  # bytes; a longer output line is split, an event is not
@@ -156,18 +158,27 @@ class Rank:
             os.killpg(self._process.pid, signal.SIGKILL)
 
     async def _kill_remote(self, pidfile: str) -> None:
-        script = f"kill -9 $(cat {shlex.quote(pidfile)}); rm -f {shlex.quote(pidfile)}"
-        killer = await asyncio.create_subprocess_exec(
-            *_over_ssh(self.host, ("/bin/sh", "-c", script)),
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
-        try:
-            await killer.wait()
-        finally:
-            if killer.returncode is None:
-                killer.kill()
-                await killer.wait()
+        """Kill the rank on its node by its process id; a connection that fails is tried again."""
+        script = f"pid=$(cat {shlex.quote(pidfile)}) && kill -9 $pid; rm -f {shlex.quote(pidfile)}"
+        while True:
+            killer = await asyncio.create_subprocess_exec(
+                *_over_ssh(self.host, ("/bin/sh", "-c", script)),
+                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+            )  # fmt: skip
+            try:
+                _, errors = await killer.communicate()
+            finally:
+                if killer.returncode is None:
+                    killer.kill()
+                    await killer.wait()
+            if errors:
+                sys.stderr.write(
+                    f"ending rank {self.number} on {self.host}: {errors.decode(errors='replace')}"
+                )
+            if killer.returncode != SSH_FAILED:
+                return
+            await asyncio.sleep(REMOTE_RETRY_S)
 
     async def _pump(self, stream: asyncio.StreamReader, name: str) -> None:
         unfinished = bytearray()

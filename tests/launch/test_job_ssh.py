@@ -83,7 +83,8 @@ async def test_an_unresponsive_remote_rank_is_killed_by_its_pid(macs: Macs, stat
             await _wait_stage(job, 0, "join")
         else:
             psutil.Process(pid).suspend()
-    await until(lambda: not is_alive(pid), "the killed rank to be gone", GONE_DEADLINE_S)
+    told = "\n".join(job.launcher_stderr)
+    await until(lambda: not is_alive(pid), f"the killed rank to be gone: {told}", GONE_DEADLINE_S)
 
 
 async def test_a_remote_rank_that_dies_is_named(macs: Macs) -> None:
