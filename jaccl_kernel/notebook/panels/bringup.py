@@ -35,7 +35,7 @@ class BringUpPanel(StepPanel):
         self, title: str, hostfile: Hostfile | None = None, *, choices: Sequence[widgets.Widget] = ()
     ) -> None:
         self._given = hostfile
-        self._cluster_lock = threading.RLock()
+        self.cluster_lock = threading.RLock()
         with without_traceback():
             self._shown = self.hostfile()
         super().__init__(title, names=[host.name for host in self._shown.hosts], choices=choices)
@@ -67,27 +67,28 @@ class BringUpPanel(StepPanel):
 
     def follow(self) -> bool:
         """Show the cluster as it is now; True if it has changed. During a run, it waits for the end."""
-        with self._cluster_lock:
+        with self.cluster_lock:
             return not self.running and self._follow()
 
     def use(self, path: Path) -> None:
         """Make the notebooks use this panel's own hostfile: what the panel shows stays true."""
-        with self._cluster_lock:
+        with self.cluster_lock:
             self._shown = session.choose_hostfile(path)
             self._show_heading()
 
     def start(self) -> None:
         """Start the step on the cluster as it is now, and return at once."""
-        with self._cluster_lock:
+        with self.cluster_lock:
             self.follow()
             super().start()
 
     def act(self, step: Step) -> None:
         """Start another action than Run's. Its report goes to `show` too; an error is shown in the panel.
 
-        It is refused if the cluster is not the one that the panel showed.
+        It is refused if the cluster is not the one that the panel showed. An action on what was found holds
+        `cluster_lock` from reading it, so that the panel cannot follow in between.
         """
-        with self._cluster_lock:
+        with self.cluster_lock:
             try:
                 if self.follow():
                     raise InputError(
@@ -109,7 +110,7 @@ class BringUpPanel(StepPanel):
 
     def _ended(self, report: Any, error: BaseException | None) -> None:
         super()._ended(report, error)
-        with self._cluster_lock:
+        with self.cluster_lock:
             self._follow()
 
     def _follow(self) -> bool:

@@ -73,21 +73,23 @@ class HostfilePanel(BringUpPanel):
 
     def apply(self) -> None:
         """Run the network commands that are shown; refused without confirmation."""
-        found, agreed = self._found, bool(self.yes.value)
-        if found is None or not agreed:
-            self._refuse()
-            return
-        cluster = self.cluster()
-        self.act(lambda on_event: network.apply(cluster, found.network, yes=agreed, on_event=on_event))
+        with self.cluster_lock:
+            found, agreed = self._found, bool(self.yes.value)
+            if found is None or not agreed:
+                self._refuse()
+                return
+            cluster = self.cluster()
+            self.act(lambda on_event: network.apply(cluster, found.network, yes=agreed, on_event=on_event))
 
     def undo(self) -> None:
         """Undo the network set-up; refused without confirmation."""
-        agreed = bool(self.yes.value)
-        if not agreed:
-            self._refuse()
-            return
-        cluster = self.cluster()
-        self.act(lambda on_event: network.undo(cluster, yes=agreed, on_event=on_event))
+        with self.cluster_lock:
+            agreed = bool(self.yes.value)
+            if not agreed:
+                self._refuse()
+                return
+            cluster = self.cluster()
+            self.act(lambda on_event: network.undo(cluster, yes=agreed, on_event=on_event))
 
     def show(self, report: ConfigureReport | network.ApplyReport | network.UndoReport) -> None:
         """Show the report of any action."""

@@ -53,13 +53,14 @@ class TroubleshootPanel(BringUpPanel):
 
     def end(self) -> None:
         """End the processes that were found; refused without confirmation."""
-        found, agreed = self._found, bool(self.yes.value)
-        if found is None or not agreed:
-            error = InputError("not confirmed", fix="Read the list, then tick the box.")
-            self.error_view.value = blocks.page(blocks.error(error))
-            return
-        cluster = self.cluster()
-        self.act(lambda on_event: troubleshoot.end(cluster, found, yes=agreed, on_event=on_event))
+        with self.cluster_lock:
+            found, agreed = self._found, bool(self.yes.value)
+            if found is None or not agreed:
+                error = InputError("not confirmed", fix="Read the list, then tick the box.")
+                self.error_view.value = blocks.page(blocks.error(error))
+                return
+            cluster = self.cluster()
+            self.act(lambda on_event: troubleshoot.end(cluster, found, yes=agreed, on_event=on_event))
 
     def show(self, report: LookReport | EndReport) -> None:
         """Show the report of any action."""
